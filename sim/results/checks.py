@@ -1,0 +1,140 @@
+"""The laws that every run is checked against. A broken law is a bug of the simulator, never of the user."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.gaps import Floats
+from sim.results.metrics import CUT, FINISHED, REJECTED, segment_s
+from sim.results.result import Columns
+
+RELATIVE = 1e-9
+"""Two sums of the same times may differ by rounding, of one part in 1e9 at most."""
+
+Check = dict[str, Any]
+"""{name, held, detail}"""
+
+
+def run_checks(
+    requests: Columns,
+    steps: Columns,
+    irregular_gaps_s: Floats,
+    simulated_seconds: float,
+    min_iteration_s: Floats | float = 0.0,
+    concurrency: int | None = None,
+) -> list[Check]:
+    """Every law on the records of one run, in a fixed order.
+
+    Args:
+        simulated_seconds: when the run ended.
+        min_iteration_s: for each segment (or all alike), the bytes an iteration must read over the HBM bandwidth.
+        concurrency: users of a closed loop; None for an open one.
+    """
+    checks = [
+        requests_add_up(requests),
+        tokens_conserved(requests),
+        life_in_order(requests, simulated_seconds),
+        littles_law(requests, simulated_seconds),
+        gaps_add_up(requests, steps, irregular_gaps_s),
+        no_iteration_too_short(steps, min_iteration_s),
+    ]
+    return checks if concurrency is None else [*checks, closed_loop_bound(requests, concurrency)]
+
+
+def _check(name: str, held: bool | np.bool_, detail: str) -> Check:
+    return {"name": name, "held": bool(held), "detail": detail}
+
+
+def requests_add_up(requests: Columns) -> Check:
+    """Every request finished, was rejected or was cut off by the end of the run."""
+    counts = [int((requests["status"] == status).sum()) for status in (FINISHED, REJECTED, CUT)]
+    sent = len(requests["status"])
+    detail = f"{counts[0]} finished + {counts[1]} rejected + {counts[2]} cut = {sum(counts)} of {sent} sent"
+    return _check("requests add up", sum(counts) == sent, detail)
+
+
+def tokens_conserved(requests: Columns) -> Check:
+    """Tokens asked = generated + those of rejected requests + those cut off; a finished request got all of its own."""
+    asked, generated, status = requests["output_tokens"], requests["generated_tokens"], requests["status"]
+    missing = asked - generated
+    rejected, cut = int(missing[status == REJECTED].sum()), int(missing[status == CUT].sum())
+    whole = (
+        (missing[status == FINISHED] == 0).all() and (generated[status == REJECTED] == 0).all() and (missing >= 0).all()
+    )
+    total = int(generated.sum()) + rejected + cut
+    detail = f"{int(asked.sum())} asked = {int(generated.sum())} generated + {rejected} rejected + {cut} cut"
+    return _check("tokens conserved", whole and total == int(asked.sum()), detail)
+
+
+def life_in_order(requests: Columns, simulated_seconds: float) -> Check:
+    """Arrival <= scheduled <= first token <= finish <= end of the run, for every request as far as it came."""
+    finished = requests["status"] == FINISHED
+    stamps = [requests[name] for name in ("arrival_s", "scheduled_s", "first_token_s", "finish_s")]
+    # NaN compares as False: a stamp that is missing is no disorder, save for a finished request, which needs all four
+    disorder = sum(int((later < earlier).sum()) for earlier, later in itertools.pairwise(stamps))
+    disorder += int((stamps[3] > simulated_seconds * (1 + RELATIVE)).sum())
+    disorder += sum(int(np.isnan(stamp[finished]).sum()) for stamp in stamps)
+    return _check("life in order", disorder == 0, f"{disorder} stamps out of order in {len(finished)} requests")
+
+
+def littles_law(requests: Columns, simulated_seconds: float) -> Check:
+    """Mean number in the system = throughput x mean time in it, the left side as the exact integral over events."""
+    arrived = ~np.isnan(requests["arrival_s"]) & (requests["status"] != REJECTED)
+    arrival = requests["arrival_s"][arrived]
+    finish = requests["finish_s"][arrived]
+    left = np.where(np.isnan(finish), simulated_seconds, finish)
+    if not len(arrival) or simulated_seconds <= 0:
+        return _check("Little's law", True, "nobody was in the system")
+    times = np.concatenate([arrival, left])
+    change = np.concatenate([np.ones(len(arrival)), -np.ones(len(left))])
+    order = np.argsort(times, kind="stable")
+    inside = np.cumsum(change[order])
+    integral = float((inside[:-1] * np.diff(times[order])).sum())
+    number = integral / simulated_seconds
+    product = len(arrival) / simulated_seconds * float((left - arrival).mean())
+    held = abs(number - product) <= RELATIVE * max(abs(number), abs(product)) and inside.min() >= 0
+    detail = f"{number:.6g} in the system; {len(arrival) / simulated_seconds:.6g}/s x {(left - arrival).mean():.6g} s"
+    return _check("Little's law", held, detail)
+
+
+def gaps_add_up(requests: Columns, steps: Columns, irregular_gaps_s: Floats) -> Check:
+    """There are as many gaps as tokens after the first, and they last as long as it is from first to last token.
+
+    Gaps come from the steps, tokens from the requests. Without a last stamp (a request was cut) only numbers count.
+    """
+    begun = ~np.isnan(requests["first_token_s"])
+    tokens = int(np.maximum(requests["generated_tokens"][begun] - 1, 0).sum())
+    gaps = int(np.dot(steps["itl_tokens"], steps["iterations"])) + len(irregular_gaps_s)
+    finished = ~np.isnan(requests["finish_s"][begun])
+    decode_s = float((requests["finish_s"][begun] - requests["first_token_s"][begun])[finished].sum())
+    gap_s = float(np.dot(steps["itl_tokens"], segment_s(steps))) + float(np.sum(irregular_gaps_s))
+    held = gaps == tokens
+    detail = f"{gaps} gaps for {tokens} tokens after the first"
+    if finished.all():
+        held = held and abs(gap_s - decode_s) <= RELATIVE * max(gap_s, decode_s)
+        detail += f"; {gap_s:.9g} s of gaps, {decode_s:.9g} s of decoding"
+    return _check("gaps add up", held, detail)
+
+
+def no_iteration_too_short(steps: Columns, min_iteration_s: Floats | float) -> Check:
+    """No iteration is shorter than the bytes it must read over the HBM bandwidth."""
+    last = steps["first_s"] + (steps["iterations"] - 1) * steps["growth_s"]
+    shortest = np.minimum(steps["first_s"], last)
+    short: NDArray[np.bool_] = shortest < np.asarray(min_iteration_s) * (1 - RELATIVE)
+    if not len(shortest):
+        return _check("no iteration too short", True, "no iteration")
+    bound = float(np.max(min_iteration_s))
+    detail = f"shortest {shortest.min():.6g} s, bound at most {bound:.6g} s, {int(short.sum())} below"
+    return _check("no iteration too short", not short.any(), detail)
+
+
+def closed_loop_bound(requests: Columns, concurrency: int) -> Check:
+    """A closed loop never has more requests in flight than users, nor more finished than its users could have."""
+    from sim.results.metrics import peak_concurrency
+
+    peak = peak_concurrency(requests)
+    return _check("closed loop", peak <= concurrency, f"at most {peak} in flight for {concurrency} users")

@@ -1,0 +1,92 @@
+"""What one simulated run tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim import units
+
+Columns = Mapping[str, NDArray[Any]]
+"""A table: column name to array, all of one length (docs/architecture.md, "engine records")."""
+
+STATUSES = ("done", "asserted", "infeasible", "oom", "timed_out", "stuck", "failed")
+
+
+@dataclass
+class Result:
+    """Records of one run, with everything that is computed from them.
+
+    Facts are stored once and flat; `summary` is computed when it is first asked for.
+    """
+
+    scenario: dict[str, Any]
+    """The scenario as plain data, defaults filled in: enough to run it again."""
+    requests: Columns
+    """One row a request."""
+    steps: Columns
+    """One row a segment of iterations alike."""
+    irregular_gaps_s: NDArray[np.float64]
+    """Gaps of tokens that are not one iteration long."""
+    ledger: Any
+    """The `MemoryLedger` of the deployment."""
+    walls_ms_per_token: dict[str, float]
+    """Cause to milliseconds of a mean output token."""
+    self_checks: list[dict[str, Any]]
+    """{name, held, detail} of every law that the run was checked against."""
+    status: str
+    """One of `STATUSES`."""
+    events: int
+    preemptions: int
+    simulated_seconds: float
+    wall_seconds: float
+    num_gpus: int
+    oom: dict[str, Any] | None = None
+    """{time_s, gpu, request, kv_tokens, needed_bytes, free_bytes} when the run ended out of memory."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know about where the numbers come from (extrapolations, fits of a relative)."""
+    scenario_object: Any = None
+    """The `Scenario` that was run, for whoever wants more than plain data."""
+
+    @property
+    def name(self) -> str:
+        return str(self.scenario.get("name", "scenario"))
+
+    @property
+    def seed(self) -> int:
+        return int(self.workload.get("seed", 0))
+
+    @property
+    def workload(self) -> Mapping[str, Any]:
+        return self.scenario.get("workload") or {}
+
+    @property
+    def arrivals(self) -> Mapping[str, Any]:
+        return self.workload.get("arrivals") or {}
+
+    @property
+    def concurrency(self) -> int | None:
+        """Users of a closed loop; None for every other kind of arrivals."""
+        found = self.arrivals.get("concurrency")
+        return None if found is None else int(found)
+
+    @property
+    def slo_s(self) -> dict[str, float]:
+        """The scenario's objectives in seconds, by metric (ttft, tpot, e2el); empty without any."""
+        return {
+            name: float(limit) if isinstance(limit, (int, float)) else units.parse(limit, "s", f"slo.{name}")
+            for name, limit in (self.scenario.get("slo") or {}).items()
+            if limit is not None
+        }
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """vLLM's result keys in order, then ours (`sim.results.metrics.summarise`)."""
+        from sim.results.metrics import summarise
+
+        return summarise(self)

@@ -1,0 +1,185 @@
+"""What a run means, in plain words: does it fit, which wall, who waits, and what would move it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sim import units
+from sim.results.metrics import FINISHED, segment_s
+from sim.results.result import Result
+
+CAUSES: dict[str, tuple[str, str]] = {
+    "weights_read": ("weights read", "memory"),
+    "kv_read": ("KV read", "memory"),
+    "compute": ("compute", "compute"),
+    "all_reduce_latency": ("all-reduce latency", "communication"),
+    "all_reduce_bandwidth": ("all-reduce bandwidth", "communication"),
+    "kernel_fixed": ("kernel fixed cost", "overhead"),
+    "engine_overhead": ("engine overhead", "overhead"),
+    "queue": ("queue", "queue"),
+}
+"""Cause of a millisecond -> how people call it, and the wall it belongs to."""
+
+_WALLS = {
+    "memory": "the memory wall (HBM bandwidth)",
+    "communication": "the communication wall (all-reduces)",
+    "compute": "compute (tensor cores)",
+    "overhead": "fixed costs (kernel launches and the engine itself)",
+    "queue": "the queue",
+}
+_MOVES = {
+    "weights_read": "weights in fewer bits, or a larger tensor_parallel_size, shorten the read of the weights",
+    "kv_read": "an fp8 KV cache halves the read of the KV cache",
+    "compute": "fp8 arithmetic, more GPUs or shorter prompts shorten the compute",
+    "all_reduce_latency": "fewer GPUs in the tensor-parallel group, or replicas instead, cut the all-reduce latency",
+    "all_reduce_bandwidth": "faster links, or fewer nodes a tensor-parallel group, cut the all-reduce bandwidth time",
+    "kernel_fixed": "fused kernels, or more users a GPU to share them, cut the kernel fixed cost",
+    "engine_overhead": "asynchronous scheduling or a leaner engine preset hides the engine overhead",
+    "queue": "room for more KV (fewer bits, more gpu_memory_utilization, more GPUs) or a replica shortens the queue",
+}
+
+
+def label(cause: str) -> str:
+    return CAUSES[cause][0] if cause in CAUSES else cause.replace("_", " ")
+
+
+def load_state(result: Result) -> str:
+    """closed | stable | backlogged | overloaded.
+
+    An open loop is overloaded if its queue still grows when the last requests arrive; backlogged if a queue stood but
+    did not grow on (or everything came at once); stable otherwise.
+    """
+    if result.concurrency is not None:
+        return "closed"
+    arrival = np.sort(result.requests["arrival_s"][~np.isnan(result.requests["arrival_s"])])
+    scheduled = np.sort(result.requests["scheduled_s"])
+    scheduled = scheduled[~np.isnan(scheduled)]
+    count = len(arrival)
+    waiting = np.arange(1, count + 1) - np.searchsorted(scheduled, arrival, side="right")
+    if count < 4 or arrival[-1] == arrival[0]:
+        return "backlogged" if count and (waiting > 1).any() else "stable"
+    quarters = [float(part.mean()) for part in np.array_split(waiting, 4)]
+    # two in a hundred left waiting at the end is a queue, not the noise of random arrivals
+    if quarters[3] >= max(4.0, 0.02 * count) and quarters[3] > 1.2 * quarters[2] and quarters[2] > quarters[1]:
+        return "overloaded"
+    queue, whole = result.summary["mean_queue_ms"], result.summary["mean_e2el_ms"]
+    return "backlogged" if queue is not None and queue > 0.25 * whole else "stable"
+
+
+def mean_over_time(result: Result, column: str) -> float:
+    """Time average of a column of the steps table (running, waiting), summed over replicas."""
+    if result.simulated_seconds <= 0:
+        return 0.0
+    return float(np.dot(result.steps[column], segment_s(result.steps))) / result.simulated_seconds
+
+
+def peak(result: Result, column: str) -> int:
+    """The largest value of a column of the steps table, summed over replicas."""
+    replicas, values = result.steps["replica"], result.steps[column]
+    return int(sum(values[replicas == replica].max() for replica in np.unique(replicas)))
+
+
+def verdict(result: Result) -> list[str]:
+    """The answer of a run as a few sentences."""
+    sentences = [_fits(result)]
+    if len(result.steps["start_s"]):
+        sentences += [_occupancy(result), *_speed(result), *_wall(result), *_objectives(result)]
+    return sentences
+
+
+def _fits(result: Result) -> str:
+    if result.oom is not None:
+        oom = result.oom
+        return (
+            f"Out of memory at {units.format_time(oom['time_s'])} on {oom['gpu']}: request {oom['request']} needed"
+            f" {units.format_bytes(oom['needed_bytes'])} more of KV cache with"
+            f" {units.format_bytes(oom['free_bytes'])} free ({oom['kv_tokens']:,} tokens held)."
+        )
+    gpus = "1 GPU" if result.num_gpus == 1 else f"{result.num_gpus} GPUs"
+    text = f"The model fits on {gpus}"
+    if result.ledger is not None:
+        text += (
+            f": {units.format_bytes(result.ledger.weights_bytes)} of weights, and room for"
+            f" {result.ledger.kv_tokens_capacity:,} tokens of KV cache"
+            f" ({result.ledger.max_sequences:,} sequences of full length)"
+        )
+    ends = {"timed_out": ". The run was cut at its time limit", "stuck": ". The clock was stuck"}
+    return text + ends.get(result.status, "") + "."
+
+
+def _occupancy(result: Result) -> str:
+    running, waiting = mean_over_time(result, "running"), mean_over_time(result, "waiting")
+    most = peak(result, "running")
+    if result.concurrency is not None:
+        text = f"Of {result.concurrency:,} users {running:.1f} run at a time on average, {most:,} at most"
+        text += f"; {waiting:.1f} wait." if waiting >= 0.05 else "; nobody waits for a place."
+    else:
+        state = load_state(result)
+        text = f"{running:.1f} requests run at a time on average, {most:,} at most; {waiting:.1f} wait. "
+        text += {
+            "stable": "The load is stable.",
+            "backlogged": "A backlog stands in front of the engine, but it does not grow.",
+            "overloaded": "OVERLOADED: the queue grows as long as requests arrive, so latencies depend on the length of"
+            " the run and not on the deployment.",
+        }[state]
+    if result.preemptions:
+        hit = int((result.requests["preemptions"] > 0).sum())
+        share = hit / max(1, len(result.requests["id"]))
+        text += (
+            f" The KV cache runs full: {result.preemptions:,} preemptions hit {hit:,} requests ({share:.0%}),"
+            " whose tokens are computed again."
+        )
+    return text
+
+
+def _speed(result: Result) -> list[str]:
+    summary = result.summary
+    if summary["median_e2el_ms"] is None:
+        return ["No request finished."]
+    text = ""
+    if summary["output_tokens_per_s_per_user"]:
+        text = (
+            f"A user reads {summary['output_tokens_per_s_per_user']:.1f} tokens/s"
+            f" (median TPOT {summary['median_tpot_ms']:.1f} ms). "
+        )
+    text += (
+        f"First token after {units.format_time(summary['median_ttft_ms'] / 1e3)} in the median,"
+        f" {units.format_time(summary['p99_ttft_ms'] / 1e3)} at P99"
+    )
+    queued, whole = summary["mean_queue_ms"], summary["mean_e2el_ms"]
+    text += f"; {queued / whole:.0%} of a request's time is waiting to be scheduled." if queued > 0.01 * whole else "."
+    total = f"All together: {summary['output_throughput']:,.0f} output tokens/s"
+    if result.num_gpus > 1:
+        total += f", {summary['output_throughput_per_gpu']:,.0f} a GPU"
+    return [text, total + "."]
+
+
+def _wall(result: Result) -> list[str]:
+    spent = {cause: ms for cause, ms in result.walls_ms_per_token.items() if cause != "queue" and ms > 0}
+    total = sum(spent.values())
+    if not total:
+        return []
+    walls: dict[str, float] = {}
+    for cause, ms in spent.items():
+        wall = CAUSES[cause][1] if cause in CAUSES else "communication"
+        walls[wall] = walls.get(wall, 0.0) + ms
+    first = max(walls, key=lambda name: walls[name])
+    cause = max(spent, key=lambda name: spent[name])
+    text = (
+        f"A token's time hits {_WALLS[first]} first: {walls[first]:.2f} of {total:.2f} ms ({walls[first] / total:.0%});"
+        f" the largest single cause is {label(cause)} with {spent[cause]:.2f} ms."
+    )
+    causes = [cause]
+    if result.walls_ms_per_token.get("queue", 0.0) > total or result.preemptions:
+        causes.append("queue")
+    moves = [_MOVES[name] for name in causes if name in _MOVES]
+    return [text, "What would move it: " + "; ".join(moves) + "."] if moves else [text]
+
+
+def _objectives(result: Result) -> list[str]:
+    share = result.summary["goodput_share"]
+    if share is None:
+        return []
+    limits = ", ".join(f"{name.upper()} {units.format_time(limit)}" for name, limit in result.slo_s.items())
+    finished = int((result.requests["status"] == FINISHED).sum())
+    return [f"{share:.1%} of {finished:,} finished requests meet the objectives ({limits})."]
