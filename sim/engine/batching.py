@@ -1,0 +1,422 @@
+"""vLLM's V1 scheduler: which tokens the next iteration computes.
+
+The rules carry the numbers of the semantics page they were checked against (R running, P preemption, W waiting, C cache, E end,
+A asynchronous). Decoding sequences live in a `DecodeSet`, so an ordinary iteration costs nothing per sequence; an iteration that
+runs out of blocks or of budget is worked out sequence by sequence in `_schedule_one_by_one`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from sim.engine.decode_set import DecodeSet
+from sim.engine.kv_cache import BlockPool, PrefixPool
+from sim.engine.sequence import DECODING, ENDING, FINISHED, PREFILLING, WAITING, Sequence
+
+
+@dataclass(slots=True)
+class SchedulerLimits:
+    """What the engine's options say, in vLLM's words."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 1 << 30
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    scheduler_reserve_full_isl: bool = True
+    watermark_blocks: int = 0
+    async_scheduling: bool = False
+    lone_request_uncapped: bool = True
+    """From vLLM 0.33 on, a lone request is not held to the long-prefill threshold (R3)."""
+    oversized_prompts_stepped_over: bool = False
+    """vLLM 0.11 with chunked prefill off: a prompt over the budget does not block those behind it."""
+    preempts: bool = True
+    """False: the first failed allocation is an out-of-memory error (`on_kv_full: oom`)."""
+
+
+class Chunk:
+    """`tokens` of a prompt (or of a recompute), computed after `start` that stand in the cache already."""
+
+    __slots__ = ("last", "seq", "start", "tokens")
+
+    def __init__(self, seq: Sequence, start: int, tokens: int, last: bool) -> None:
+        self.seq = seq
+        self.start = start
+        self.tokens = tokens
+        self.last = last
+        """It reaches the end of what is known, so the iteration samples a token from it."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one iteration computes."""
+
+    iteration: int
+    decodes: int = 0
+    context_tokens: int = 0
+    """Sum of the lengths of the decoding sequences, the token being computed included."""
+    chunks: list[Chunk] = field(default_factory=list)
+    chunk_tokens: int = 0
+    sampled: int = 0
+    steady: bool = True
+    """Every decoding sequence takes part, and came from the iteration before."""
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    late: list[Sequence] = field(default_factory=list)
+    """Decodes that skipped iterations before this one: their gap is longer than this iteration."""
+    starved: list[Sequence] = field(default_factory=list)
+    """Decoding sequences that get no token in this iteration, because the budget ran out."""
+    decoding: list[Sequence] | None = None
+    """The decodes in order, where the iteration was worked out one by one."""
+    out_of_memory: tuple[Sequence, int] | None = None
+    """(sequence, blocks it lacks) of the allocation that failed, if the engine does not preempt."""
+
+
+class VllmScheduler:
+    """Decides, iteration by iteration, what a replica computes.
+
+    A cycle is schedule(), [advance()], update(); under asynchronous scheduling schedule() of an iteration comes before update()
+    of the one before (A1).
+    """
+
+    def __init__(self, limits: SchedulerLimits, pool: BlockPool, windows: tuple[int, ...] = ()) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.prefix_pool = pool if isinstance(pool, PrefixPool) else None
+        self.iteration = -1
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[Sequence, None] = {}
+        """In admission order."""
+        self.decodes = DecodeSet(pool.block_size, windows, track_members=pool.caching)
+        self._prefilling: list[Sequence] = []
+        self._ending: list[Sequence] = []
+        """Their last token is sampled; blocks and places come free in update()."""
+        self._admissions = 0
+        self._last_decode_order = -1
+        """No decoding sequence was admitted later than this (an upper bound)."""
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, seq: Sequence) -> None:
+        """A new request joins the queue."""
+        self.waiting.append(seq)
+
+    # --- one iteration -------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Batch:
+        """Decides the next iteration, takes its blocks and counts its tokens as computed."""
+        self.iteration = iteration = self.iteration + 1
+        decodes = self.decodes
+        if self.limits.async_scheduling:
+            self._ending.extend(decodes.ended(iteration - 1))
+        lone = self.limits.lone_request_uncapped and len(self.running) + len(self.waiting) <= 1
+        batch = Batch(iteration)
+        budget = self._schedule_together(batch, lone)
+        if budget < 0:
+            budget = self._schedule_one_by_one(batch, lone)
+        if self.waiting and budget > 0 and not batch.preempted and batch.out_of_memory is None:  # P3
+            self._admit(batch, budget, lone)
+        if batch.chunks:
+            self._settle_chunks(batch)
+        return batch
+
+    def _schedule_together(self, batch: Batch, lone: bool) -> int:
+        """Serves all running sequences at once if nothing is short; returns the budget left, or -1 if something is."""
+        decodes, pool, iteration = self.decodes, self.pool, batch.iteration
+        count = decodes.count
+        budget = self.limits.max_num_batched_tokens - count
+        needed = decodes.block_phase[iteration % pool.block_size]
+        if budget < 0 or needed > pool.free:
+            return -1
+        planned: list[tuple[Sequence, int, int]] = []
+        if self._prefilling:
+            left = budget
+            for seq in self._prefilling:
+                wanted = self._chunk_tokens(seq, lone)
+                tokens = min(wanted, left)
+                if tokens < wanted and self._prefilling[0].order < self._last_decode_order:
+                    return -1
+                if tokens > 0:
+                    blocks = -(-(seq.computed_tokens + tokens) // pool.block_size) - pool.held(seq)
+                    needed += blocks
+                    planned.append((seq, tokens, blocks))
+                left -= tokens
+            out_of_order = pool.caching and count and self._prefilling[0].order < self._last_decode_order
+            if needed > pool.free or (planned and out_of_order):
+                return -1
+            budget = left
+        batch.decodes = count
+        batch.context_tokens = count * iteration + decodes.offset_sum
+        batch.sampled = count
+        if pool.caching:
+            self._take_decode_blocks(iteration)
+        else:
+            pool.free -= decodes.block_phase[iteration % pool.block_size]
+        for seq, tokens, blocks in planned:
+            pool.take(seq, blocks)
+            self._compute(batch, seq, seq.computed_tokens, tokens)
+        return budget
+
+    def _take_decode_blocks(self, iteration: int) -> None:
+        """New blocks for the decodes that start one, and keys for those that fill one, in running order."""
+        decodes, pool = self.decodes, self.prefix_pool
+        assert pool is not None and decodes.members is not None
+        size = pool.block_size
+        starting = decodes.members[iteration % size]
+        # A4: asynchronously a block filled by a sampled token is known one iteration later, just when the next one is taken
+        filling = starting if self.limits.async_scheduling else decodes.members[(iteration + 1) % size]
+        events = [(seq.order, seq) for seq in starting | filling]
+        for _, seq in sorted(events, key=_first):
+            if seq in starting:
+                pool.take(seq, 1)
+            if seq in filling:
+                pool.register(seq, iteration + seq.offset - (1 if self.limits.async_scheduling else 0))
+
+    def _chunk_tokens(self, seq: Sequence, lone: bool) -> int:
+        """What `seq` wants to compute next (R2, R3), before the budget."""
+        tokens = seq.known_tokens - seq.computed_tokens
+        cap = self.limits.long_prefill_token_threshold
+        if 0 < cap < tokens and not lone:
+            tokens = cap
+        return min(tokens, self.limits.max_model_len - 1 - seq.computed_tokens)
+
+    def _compute(self, batch: Batch, seq: Sequence, start: int, tokens: int) -> None:
+        """Counts a chunk as computed."""
+        seq.computed_tokens = start + tokens
+        if self.prefix_pool is not None:
+            self._register_chunk(seq)
+        last = seq.computed_tokens == seq.known_tokens
+        batch.chunks.append(Chunk(seq, start, tokens, last))
+        batch.chunk_tokens += tokens
+        batch.sampled += last
+
+    def _register_chunk(self, seq: Sequence) -> None:
+        """Keys for the blocks that a chunk fills (C4; A4 for an output token still in flight)."""
+        assert self.prefix_pool is not None
+        self.prefix_pool.register(seq, seq.computed_tokens)
+
+    def _settle_chunks(self, batch: Batch) -> None:
+        """Sequences whose prefill is complete sample a token and decode from the next iteration on."""
+        iteration = batch.iteration + 1
+        still: list[Sequence] = []
+        for chunk in batch.chunks:
+            seq = chunk.seq
+            if chunk.last:
+                seq.known_tokens += 1
+                self.decodes.add(seq, iteration)
+                if seq.order > self._last_decode_order:
+                    self._last_decode_order = seq.order
+            else:
+                still.append(seq)
+        served = {chunk.seq for chunk in batch.chunks}
+        self._prefilling = sorted(
+            [*still, *(seq for seq in self._prefilling if seq not in served and seq.state == PREFILLING)], key=_by_order
+        )
+
+    # --- short of blocks or budget ----------------------------------------------------------------------------------------
+
+    def _schedule_one_by_one(self, batch: Batch, lone: bool) -> int:
+        """Part 1 of the real schedule(): every running sequence in turn, preempting the latest where blocks lack."""
+        iteration = batch.iteration
+        self._write_back(iteration)
+        budget = self.limits.max_num_batched_tokens
+        batch.decoding, batch.steady = [], False
+        for seq in list(self.running):
+            if budget <= 0:
+                break
+            if seq not in self.running:  # preempted by one before it, and so are all behind it
+                break
+            tokens = 0 if seq.state == ENDING else min(self._chunk_tokens(seq, lone), budget)
+            if tokens <= 0:
+                continue
+            blocks = -(-(seq.computed_tokens + tokens) // self.pool.block_size) - self.pool.held(seq)
+            if not self._make_room(batch, seq, blocks):
+                break
+            self.pool.take(seq, blocks)
+            budget -= tokens
+            self._serve(batch, seq, tokens)
+        self._gather(batch)
+        return budget
+
+    def _make_room(self, batch: Batch, seq: Sequence, blocks: int) -> bool:
+        """Preempts from the end of the running list until `blocks` are free (R5); False if `seq` itself had to go."""
+        while blocks > self.pool.free:
+            if not self.limits.preempts:
+                batch.out_of_memory = (seq, blocks - self.pool.free)
+                return False
+            victim = next(reversed(self.running))
+            self._preempt(batch, victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, batch: Batch, victim: Sequence) -> None:
+        """P1, P2: its blocks are freed, its outputs kept, and it waits at the front."""
+        self.pool.release(victim)
+        victim.computed_tokens = 0
+        victim.preemptions += 1
+        del self.running[victim]
+        if victim.state != ENDING:  # A3: one whose last token is in flight still ends in update()
+            victim.state = WAITING
+        self.waiting.appendleft(victim)
+        batch.preempted.append(victim)
+
+    def _serve(self, batch: Batch, seq: Sequence, tokens: int) -> None:
+        if seq.state == DECODING:
+            assert batch.decoding is not None
+            batch.decoding.append(seq)
+            batch.decodes += 1
+            batch.context_tokens += seq.known_tokens
+            batch.sampled += 1
+            seq.computed_tokens += 1
+            if self.prefix_pool is not None:
+                returned = seq.computed_tokens - (1 if self.limits.async_scheduling else 0)
+                self.prefix_pool.register(seq, returned)
+            if seq.gap_since_s == seq.gap_since_s:
+                batch.late.append(seq)
+        else:
+            self._compute(batch, seq, seq.computed_tokens, tokens)
+
+    def _write_back(self, iteration: int) -> None:
+        """Gives every decoding sequence its own length again."""
+        for seq in self.running:
+            if seq.state == DECODING:
+                seq.known_tokens = iteration + seq.offset
+                seq.computed_tokens = seq.known_tokens - 1
+        self.decodes.clear()
+
+    def _gather(self, batch: Batch) -> None:
+        """Puts the decoding sequences that are left back into the set, for the next iteration."""
+        served = set(batch.decoding or ())
+        self._last_decode_order = -1
+        for seq in self.running:
+            if seq.state == DECODING:
+                if seq in served:
+                    seq.known_tokens += 1
+                else:
+                    batch.starved.append(seq)
+                self.decodes.add(seq, batch.iteration + 1)
+                self._last_decode_order = seq.order
+        self._prefilling = [seq for seq in self.running if seq.state == PREFILLING]
+
+    # --- waiting ----------------------------------------------------------------------------------------------------------
+
+    def _admit(self, batch: Batch, budget: int, lone: bool) -> None:
+        """Part 2 of the real schedule(): the head of the queue, as long as it fits (W1 to W6)."""
+        limits, pool, waiting, running = self.limits, self.pool, self.waiting, self.running
+        size, stepped_over = pool.block_size, []
+        while waiting and budget > 0 and len(running) < limits.max_num_seqs:
+            seq = waiting[0]
+            hits = self.prefix_pool.lookup(seq) if self.prefix_pool is not None else []
+            start = len(hits) * size
+            tokens = seq.known_tokens - start
+            if 0 < limits.long_prefill_token_threshold < tokens and not lone:
+                tokens = limits.long_prefill_token_threshold
+            if tokens > budget:
+                if not limits.enable_chunked_prefill:
+                    if not limits.oversized_prompts_stepped_over:
+                        break
+                    stepped_over.append(waiting.popleft())
+                    continue
+                tokens = budget
+            short = self._blocks_short(seq, start + tokens, hits)
+            if short > 0:
+                if not limits.preempts:
+                    batch.out_of_memory = (seq, short)
+                break
+            waiting.popleft()
+            self._start(batch, seq, start, tokens, hits)
+            budget -= tokens
+        waiting.extendleft(stepped_over)
+
+    def _blocks_short(self, seq: Sequence, tokens: int, hits: list[int]) -> int:
+        """How many blocks lack for admission: for the whole known sequence if the gate is on (W3), for the chunk (W4)."""
+        limits, size = self.limits, self.pool.block_size
+        kept = self.limits.watermark_blocks if self.running else 0
+        dead = self.prefix_pool.dead(hits) if self.prefix_pool is not None and hits else 0
+        if limits.scheduler_reserve_full_isl:
+            tokens = max(tokens, min(seq.known_tokens, limits.max_model_len))
+        return -(-tokens // size) - len(hits) + dead + kept - self.pool.free
+
+    def _start(self, batch: Batch, seq: Sequence, start: int, tokens: int, hits: list[int]) -> None:
+        """Admits `seq` to the end of the running list (W6) and computes its first chunk."""
+        if self.prefix_pool is not None:
+            self.prefix_pool.touch(seq, hits)
+        self.pool.take(seq, -(-(start + tokens) // self.pool.block_size) - len(hits))
+        self._admissions += 1
+        seq.order = self._admissions
+        seq.state = PREFILLING
+        seq.cached_tokens = start
+        self.running[seq] = None
+        batch.admitted.append(seq)
+        self._compute(batch, seq, start, tokens)
+
+    # --- afterwards -------------------------------------------------------------------------------------------------------
+
+    def update(self) -> list[Sequence]:
+        """Applies the outputs of an iteration: returns the finished sequences in order, their blocks and places free (E2)."""
+        if not self.limits.async_scheduling:
+            self._ending = self.decodes.ended(self.iteration)
+        finished, self._ending = self._ending, []
+        for seq in finished:
+            if seq in self.running:
+                self.pool.release(seq)
+                del self.running[seq]
+            else:  # preempted with its last token in flight (A3)
+                self.waiting.remove(seq)
+            seq.state = FINISHED
+        return finished
+
+    def horizon(self) -> int:
+        """How many iterations, the one just scheduled included, stay alike if nothing arrives."""
+        decodes, iteration = self.decodes, self.iteration
+        if self._prefilling or not decodes.count or (self.waiting and self._head_may_enter()):
+            return 1
+        alike = decodes.next_end() - iteration + 1
+        for window in decodes.windows:
+            alike = min(alike, window.next_crossing() - iteration)
+        if alike > 1 and decodes.blocks_needed(iteration + 1, alike - 1) > self.pool.free:
+            alike = 1 + decodes.iterations_within(iteration + 1, self.pool.free)
+        return max(alike, 1)
+
+    def _head_may_enter(self) -> bool:
+        """Whether the next schedule() might admit the head of the queue; may err towards yes."""
+        if len(self.running) >= self.limits.max_num_seqs:
+            return False
+        seq = self.waiting[0]
+        if self.prefix_pool is not None:
+            return True
+        budget = self.limits.max_num_batched_tokens - self.decodes.count
+        if budget <= 0 or (not self.limits.enable_chunked_prefill and seq.known_tokens > budget):
+            return self.limits.oversized_prompts_stepped_over
+        return self._blocks_short(seq, min(budget, seq.known_tokens), []) <= 0
+
+    def may_admit(self, seq: Sequence) -> bool:
+        """Whether a request that arrives now could enter at the next schedule(); may err towards yes."""
+        if self.waiting:
+            return False
+        self.waiting.append(seq)
+        answer = self._head_may_enter()
+        self.waiting.pop()
+        return answer
+
+    def advance(self, iterations: int) -> None:
+        """Moves on by iterations that are like the one just scheduled."""
+        decodes, start = self.decodes, self.iteration + 1
+        if self.pool.caching:
+            for iteration in range(start, start + iterations):
+                self._take_decode_blocks(iteration)
+        else:
+            self.pool.free -= decodes.blocks_needed(start, iterations)
+        self.iteration += iterations
+
+
+def _by_order(seq: Sequence) -> int:
+    return seq.order
+
+
+def _first(item: tuple[int, Sequence]) -> int:
+    return item[0]

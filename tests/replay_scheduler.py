@@ -1,0 +1,155 @@
+"""Replays recorded decisions of vLLM's scheduler through twowalls' own and compares every iteration.
+
+    python tests/replay_scheduler.py FILE...
+
+Prints the first difference of each case; exit code 1 if there is any. FILE is JSON lines: a header, then one line an iteration.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from sim.engine.batching import Batch, VllmScheduler
+from sim.engine.sequence import Sequence
+from sim.engine.versions import scheduler_for
+from sim.workload.content import SegmentContent
+
+
+def expand(ids: str) -> list[int]:
+    """The ids of "0-3,7": 0, 1, 2, 3, 7."""
+    out: list[int] = []
+    for part in ids.split(",") if ids else []:
+        first, _, last = part.partition("-")
+        out.extend(range(int(first), int(last or first) + 1))
+    return out
+
+
+def load(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Header and iterations of a recorded case."""
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    return lines[0], lines[1:]
+
+
+def build(header: dict[str, Any]) -> VllmScheduler:
+    """The scheduler that the header's config and version describe."""
+    config = header["config"]
+    return scheduler_for(
+        version=header["vllm"],
+        max_num_seqs=config["max_num_seqs"],
+        max_num_batched_tokens=config["max_num_batched_tokens"],
+        max_model_len=config["max_model_len"],
+        block_size=config["block_size"],
+        num_gpu_blocks=config["num_gpu_blocks"],
+        enable_chunked_prefill=config["enable_chunked_prefill"],
+        enable_prefix_caching=config["enable_prefix_caching"],
+        long_prefill_token_threshold=config["long_prefill_token_threshold"],
+        scheduler_reserve_full_isl=config.get("scheduler_reserve_full_isl"),
+        watermark=config.get("watermark", 0.0),
+        async_scheduling=config.get("async_scheduling", False),
+    )
+
+
+def sequences(header: dict[str, Any]) -> dict[int, Sequence]:
+    """One fresh sequence a request of the case."""
+    interned: dict[tuple[object, ...], int] = {}
+    out = {}
+    for request in header["requests"]:
+        segments = [((kind, name), tokens) for kind, name, tokens in request["prompt"]]
+        content = SegmentContent(segments, ("o", request["id"]), interned)
+        out[request["id"]] = Sequence(
+            request["id"],
+            float(request["arrival"]),
+            request["prompt_len"],
+            request["max_tokens"],
+            header["config"]["max_model_len"],
+            content,
+        )
+    return out
+
+
+def decisions(scheduler: VllmScheduler, batch: Batch) -> dict[str, Any]:
+    """The batch in the words of the recording."""
+    decoding = batch.decoding
+    if decoding is None:
+        chunked = {chunk.seq for chunk in batch.chunks}
+        decoding = [seq for seq in scheduler.running if decodes_now(seq, batch, chunked)]
+    return {
+        "adm": [[s.id, s.cached_tokens, "res" if s.preemptions else "new"] for s in batch.admitted],
+        "p": [[c.seq.id, c.start, c.tokens] for c in batch.chunks],
+        "d": [seq.id for seq in decoding],
+        "pre": [seq.id for seq in batch.preempted],
+        "run": len(scheduler.running),
+        "wait": len(scheduler.waiting),
+        "free": scheduler.pool.free,
+    }
+
+
+def decodes_now(seq: Sequence, batch: Batch, chunked: set[Sequence]) -> bool:
+    """Whether `seq` decodes in `batch`: it does if it decoded before and did not end before."""
+    from sim.engine.sequence import DECODING
+
+    return seq.state == DECODING and seq not in chunked
+
+
+def recorded(line: dict[str, Any]) -> dict[str, Any]:
+    """What the recording says of the same fields."""
+    return {
+        "adm": line.get("adm", []),
+        "p": line.get("p", []),
+        "d": expand(line.get("d", "")),
+        "pre": line.get("pre", []),
+        "run": line.get("run", 0),
+        "wait": line.get("wait", 0),
+        "free": line["free"],
+    }
+
+
+def replay(path: str | Path) -> str | None:
+    """The first difference between the recording and twowalls' scheduler, or None."""
+    header, lines = load(path)
+    scheduler, requests = build(header), sequences(header)
+    arrivals = defaultdict(list)
+    for request in header["requests"]:
+        arrivals[request["arrival"]].append(request["id"])
+    for line in lines:
+        due = expand(line.get("add", ""))
+        if due != arrivals.get(line["i"], []):
+            return f"iteration {line['i']}: add is {due}, the header says {arrivals.get(line['i'], [])}"
+        for id in due:
+            scheduler.add(requests[id])
+        mine = decisions(scheduler, scheduler.schedule())
+        theirs = recorded(line)
+        finished = [seq.id for seq in scheduler.update()]
+        mine |= {"fin": finished, "free_end": scheduler.pool.free}
+        theirs |= {"fin": line.get("fin", []), "free_end": line.get("free_end", line["free"])}
+        for key, value in theirs.items():
+            if mine[key] != value:
+                return f"iteration {line['i']}: {key} is {mine[key]}, recorded {value}"
+    for request in header["requests"]:
+        seq = requests[request["id"]]
+        if (seq.generated_tokens, seq.preemptions) != (request["n_out"], request["n_preempt"]):
+            got = f"{seq.generated_tokens} tokens, {seq.preemptions} preemptions"
+            return f"request {seq.id}: {got}, recorded {request['n_out']} and {request['n_preempt']}"
+    return None
+
+
+def main(paths: list[str]) -> int:
+    """Replays every file; prints a line each."""
+    if not paths:
+        print(__doc__)
+        return 2
+    differing = 0
+    for path in paths:
+        difference = replay(path)
+        differing += difference is not None
+        print(f"{'DIFFERS' if difference else 'same':8} {Path(path).name}{': ' + difference if difference else ''}")
+    print(f"{len(paths) - differing} of {len(paths)} cases without a difference")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
