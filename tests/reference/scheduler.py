@@ -122,7 +122,7 @@ class ReferenceScheduler:
         assert len(self.running) <= self.config.max_num_seqs
         for s in self.sequences.values():
             assert s.computed <= s.known + s.in_flight
-            assert s.in_flight <= (1 if self.config.async_scheduling else 0) + 1
+            assert s.in_flight <= 1 + self.config.async_scheduling
             assert len(s.blocks) == self._blocks_for(s.computed) if s in self.running else not s.blocks
 
     # ---- schedule()
@@ -193,7 +193,8 @@ class ReferenceScheduler:
         stepped_over: list[Sequence] = []
         while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
             s = self.waiting[0]
-            # A token in flight (A3) has been returned by the next schedule(): P3 kept the victim waiting until then.
+            # A3 steps over a victim whose output is in flight. Never met here: P3 ends the iteration of the preemption
+            # without admissions, and the output has been returned by the next one.
             assert s.in_flight == 0
             hits = self._cached_blocks(s)
             start = len(hits) * self.config.block_size
