@@ -1,0 +1,20 @@
+"""The file a user writes, validated."""
+
+from sim.scenario.assertion import Assertion
+from sim.scenario.deployment import Cluster, Deployment, Engine, Fusion, Precision, Slo
+from sim.scenario.scenario import Scenario, schema, schema_text
+from sim.scenario.workload_spec import WorkloadSpec
+
+__all__ = [
+    "Assertion",
+    "Cluster",
+    "Deployment",
+    "Engine",
+    "Fusion",
+    "Precision",
+    "Scenario",
+    "Slo",
+    "WorkloadSpec",
+    "schema",
+    "schema_text",
+]

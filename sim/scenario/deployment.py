@@ -1,0 +1,154 @@
+"""The sections of a scenario about machines and engine: precision, cluster, deployment, engine, fusion, slo."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from sim.errors import nearest
+from sim.scenario.fields import NameOrPath, PositiveDuration, Section, name_or_object, refuse
+
+Dtype = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
+
+
+class Precision(Section):
+    """Number formats of what lives in GPU memory; null: what the model's config.json says."""
+
+    weights: Dtype | None = None
+    """Format of the weights of linear layers. int8 and int4 are weight-only: they compute in bf16."""
+    kv_cache: Dtype | None = None
+    """Format of keys and values in the cache."""
+
+
+class Cluster(Section):
+    """The machines: a topology and its parameters."""
+
+    model_config = ConfigDict(extra="allow")
+
+    topology: NameOrPath
+    """A topology by name, such as dgx-h100, or the path of your own topology file."""
+    nodes: Annotated[int, Field(ge=1)] | None = None
+    """How many nodes of that topology; null: the topology's own default."""
+    gpu: NameOrPath | None = None
+    """Swaps every GPU of the topology for this kind."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the topology is asked for: `nodes` if given, and every further key of this section."""
+        given = {} if self.nodes is None else {"nodes": self.nodes}
+        return {**given, **(self.model_extra or {})}
+
+
+def _placement(value: object) -> object:
+    if isinstance(value, list):
+        names = [name for name in value if isinstance(name, str)]
+        if len(names) < len(value) or not names:
+            raise refuse(f"got {value!r}", "a placement list holds the names of GPUs, at least one")
+        if len(set(names)) < len(names):
+            raise refuse(f"got {value!r}, which names a GPU twice", "every rank needs a GPU of its own")
+        return value
+    if value not in ("pack", "spread"):
+        hint = nearest(str(value), ("pack", "spread")) + " (or a list of GPU names)"
+        raise refuse(f"got {value!r}", hint)
+    return value
+
+
+class Deployment(Section):
+    """How the model is cut over GPUs."""
+
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share every layer."""
+    pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Stages that the layers are divided into."""
+    data_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Replicas of the whole model."""
+    enable_expert_parallel: bool = False
+    """Spread whole experts of MoE layers over the GPUs instead of cutting every expert."""
+    placement: Annotated[
+        Literal["pack", "spread"] | list[str],
+        BeforeValidator(_placement),
+        WithJsonSchema({"anyOf": [{"enum": ["pack", "spread"]}, {"type": "array", "items": {"type": "string"}}]}),
+    ] = "pack"
+    """pack: fewest nodes; spread: one GPU a node in turn; or the names of the GPUs in rank order."""
+
+
+def _max_model_len(value: object) -> object:
+    if value is None or value == "config" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise refuse(f"got {value!r}", "allowed: a number of tokens (1 or more), config, or null")
+
+
+class Engine(Section):
+    """The serving engine; names and defaults are vLLM's."""
+
+    preset: Literal["ideal", "vllm", "trtllm", "sglang"] = "vllm"
+    """Whose overheads and defaults; ideal is the back of an envelope: printed peaks, no fixed cost, free collectives."""
+    scheduler: name_or_object(("vllm", "prefill_first", "orca", "static")) = "vllm"  # type: ignore[valid-type]
+    """Batching policy, or `module:object` for your own."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 256
+    """Requests that may run at the same time on one replica."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] = 8192
+    """Tokens that one iteration may process."""
+    enable_chunked_prefill: bool = True
+    """Prompts may be cut to the token budget of an iteration."""
+    enable_prefix_caching: bool = False
+    """Keep KV blocks of finished requests for prompts that begin alike."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of a GPU's memory for weights, activations and KV cache."""
+    max_model_len: Annotated[
+        int | Literal["config"] | None,
+        BeforeValidator(_max_model_len),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "config"}, {"type": "null"}]}),
+    ] = None
+    """Longest prompt + output in tokens; null: the longest of the workload; config: what config.json says."""
+    block_size: Annotated[int, Field(ge=1)] = 16
+    """Tokens in a KV block."""
+    num_gpu_blocks_override: Annotated[int, Field(ge=1)] | None = None
+    """KV blocks of a replica, instead of what the memory ledger finds."""
+    version: str | None = None
+    """Version of the mirrored engine where its rules differ between versions; null: the newest known."""
+    async_scheduling: bool | None = None
+    """Schedule the next iteration while the GPU runs this one; null: the preset's default."""
+    scheduler_reserve_full_isl: bool = True
+    """Admit a request only if its whole prompt fits into the free blocks."""
+    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the KV blocks kept free when a request is admitted."""
+    long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
+    """Most tokens of one prompt in an iteration when others are there; 0: no limit."""
+    on_kv_full: Literal["preempt", "swap", "oom"] = "preempt"
+    """preempt: recompute the latest; swap: move it to host memory; oom: no admission gate, the first failed allocation
+    ends the run."""
+
+    @model_validator(mode="after")
+    def _budget_holds_a_batch(self) -> Self:
+        if self.scheduler == "vllm" and self.max_num_batched_tokens < self.max_num_seqs:
+            problem = f"max_num_batched_tokens ({self.max_num_batched_tokens}) is less than max_num_seqs"
+            raise refuse(f"{problem} ({self.max_num_seqs})", "raise the first or lower the second, as vLLM demands")
+        return self
+
+
+class Fusion(Section):
+    """Which kernels are fused; what is not fused writes and reads its intermediate through HBM."""
+
+    attention: bool = True
+    """false: the score matrix goes through HBM."""
+    elementwise: bool = True
+    """false: activations of elementwise operators go through HBM."""
+
+
+class Slo(Section):
+    """Limits that a request must keep to count as good."""
+
+    ttft_s: PositiveDuration | None = Field(default=None, alias="ttft")
+    """Time to first token."""
+    tpot_s: PositiveDuration | None = Field(default=None, alias="tpot")
+    """Mean time per output token after the first."""
+    e2el_s: PositiveDuration | None = Field(default=None, alias="e2el")
+    """End-to-end latency."""
+
+    @property
+    def limits_s(self) -> dict[str, float]:
+        """Limit in seconds by metric (ttft, tpot, e2el), those given."""
+        limits = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2el": self.e2el_s}
+        return {metric: limit for metric, limit in limits.items() if limit is not None}

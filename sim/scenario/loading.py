@@ -1,0 +1,220 @@
+"""From a YAML file to plain data, and from pydantic's errors to one clear message a mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sim.errors import InputError, nearest
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    """Safe YAML that refuses a key written twice and reads 1e3 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' twice", key.start_mark)
+            seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _add_plain_exponents() -> None:
+    import re
+
+    _Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+_add_plain_exponents()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML file `path`.
+
+    Raises:
+        InputError: no such file, not YAML, a key twice, empty, or anything but a mapping of names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})", "give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise InputError(str(path), "is not UTF-8 text", "give the path of a YAML file") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """The mapping in `text`; errors begin with `where`. Raises InputError as `read_yaml` does."""
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise InputError(place, f"is not valid YAML: found {error.problem}", "check indentation and brackets") from None
+    except yaml.YAMLError as error:
+        raise InputError(where, f"is not valid YAML: {error}") from None
+    if data is None:
+        raise InputError(where, "is empty", "a scenario needs at least model, cluster and workload")
+    if not isinstance(data, dict):
+        raise InputError(
+            where,
+            f"holds a {type(data).__name__}, not keys and values",
+            "start with a line such as `model: llama-3.1-8b`",
+        )
+    return data
+
+
+def input_error(error: ValidationError, data: Mapping[str, Any], model: type[BaseModel], where: str) -> InputError:
+    """The user's view of a pydantic error: for each mistake its key path, what was got, what is allowed."""
+    mistakes = list(dict.fromkeys(_mistakes(error.errors(include_url=False), data, model)))
+    if len(mistakes) == 1:
+        path, problem, hint = mistakes[0]
+        return InputError(f"{where}: {path}" if path else where, problem, hint)
+    lines = [f"\n  {path or 'scenario'}: {problem}" + (f"; {hint}" if hint else "") for path, problem, hint in mistakes]
+    return InputError(where, f"{len(mistakes)} mistakes" + "".join(lines))
+
+
+def _mistakes(
+    errors: Sequence[ErrorDetails], data: Mapping[str, Any], model: type[BaseModel]
+) -> Iterator[tuple[str, str, str]]:
+    """(key path, problem, hint) of each mistake; a key that is missing because it was misspelt counts once."""
+    unknown = {_key_path(e["loc"], data) for e in errors if e["type"] == "extra_forbidden"}
+    for error in errors:
+        path = _key_path(error["loc"], data)
+        if error["type"] == "missing":
+            others = [other[-1] for other in unknown if other[:-1] == path[:-1]]
+            if nearest(path[-1], others).startswith("did you mean"):
+                continue
+        yield ".".join(path), *_explain(error, path, data, model)
+
+
+def _explain(
+    error: ErrorDetails, path: tuple[str, ...], data: Mapping[str, Any], model: type[BaseModel]
+) -> tuple[str, str]:
+    """(problem, hint) of one pydantic error."""
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    got = f"got {_shown(value)}"
+    if kind == "scenario":
+        return context["problem"], context["hint"]
+    if kind == "extra_forbidden":
+        return "is an unknown key", nearest(path[-1], _keys_at(path[:-1], data, model))
+    if kind == "missing":
+        return "is missing", f"needed here: {', '.join(_needed_at(path[:-1], data, model))}"
+    if kind == "union_tag_not_found":
+        kinds = sorted(_variants(_annotation_at(path, data, model)))
+        if isinstance(value, Mapping):
+            return "has no `kind`", f"allowed kinds: {', '.join(kinds)}"
+        return got, f"write keys and values here, beginning with kind: {' | '.join(kinds)}"
+    if kind == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return f"got the unknown kind '{context['tag']}'", nearest(str(context["tag"]), tags)
+    if kind == "literal_error":
+        allowed = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return got, nearest(value, allowed) if isinstance(value, str) else f"allowed: {', '.join(allowed)}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return got, f"write keys and values here: {', '.join(_keys_at(path, data, model))}"
+    return got, _EXPECTED.get(kind, error["msg"]).format(**context)
+
+
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number (without a unit)",
+    "string_type": "expected text",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "finite_number": "expected a finite number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+}
+
+
+def _shown(value: object) -> str:
+    """`value` as the user wrote it in YAML, shortened."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _key_path(location: Sequence[str | int], data: object) -> tuple[str, ...]:
+    """pydantic's location without the tags of discriminated unions, which are no keys of the file."""
+    path: list[str] = []
+    for index, part in enumerate(location):
+        is_tag = isinstance(data, Mapping) and part not in data and data.get("kind") == part
+        if is_tag and index < len(location) - 1:
+            continue
+        path.append(str(part))
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+    return tuple(path)
+
+
+def _annotation_at(path: Sequence[str], data: Mapping[str, Any], model: type[BaseModel]) -> object:
+    """The type of the field at `path`; in a union by `kind`, the member that `data` chose."""
+    annotation: object = model
+    value: Any = data
+    for part in path:
+        section = _section(annotation, value)
+        field = next((f for n, f in section.model_fields.items() if part in (n, f.alias)), None) if section else None
+        if field is None:
+            return None
+        annotation = field.annotation
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return annotation
+
+
+def _section(annotation: object, value: object) -> type[BaseModel] | None:
+    """The section class behind `annotation`, looking through `| None` and through unions by `kind`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    variants = _variants(annotation)
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind in variants:
+        return variants[str(kind)]
+    sections = [arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+    return sections[0] if len(sections) == 1 else None
+
+
+def _variants(annotation: object) -> dict[str, type[BaseModel]]:
+    """The members of a union by `kind`, also when it stands inside `| None`."""
+    found: dict[str, type[BaseModel]] = {}
+    for arg in get_args(annotation):
+        if isinstance(arg, type) and issubclass(arg, BaseModel):
+            field = arg.model_fields.get("kind")
+            if field is not None:
+                found[str(get_args(field.annotation)[0])] = arg
+        else:
+            found.update(_variants(arg))
+    return found
+
+
+def _keys_at(path: Sequence[str], data: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
+    section = _section(_annotation_at(path, data, model), _value_at(path, data))
+    return [field.alias or name for name, field in section.model_fields.items()] if section else []
+
+
+def _needed_at(path: Sequence[str], data: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
+    section = _section(_annotation_at(path, data, model), _value_at(path, data))
+    fields = section.model_fields.items() if section else []
+    return [field.alias or name for name, field in fields if field.is_required()]
+
+
+def _value_at(path: Sequence[str], data: object) -> object:
+    for part in path:
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data

@@ -1,0 +1,80 @@
+"""What a prefix cache can see of the prompts of a workload, stored compactly and handed out request by request."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.workload.content import Content, HashedContent, SegmentContent
+
+
+class Prompts(Protocol):
+    """The token identities of all prompts of a workload."""
+
+    def __len__(self) -> int: ...
+
+    def content(self, request: int, block_size: int) -> Content:
+        """The token identity of request `request` for a cache with blocks of `block_size` tokens."""
+        ...
+
+
+class HashedPrompts:
+    """Prompts given as prefix hashes of blocks of `hash_block_size` tokens: equal id, equal prefix up to its end.
+
+    The ids of request r are `hash_ids[offsets[r] : offsets[r + 1]]`; the last block may be partial.
+    """
+
+    def __init__(
+        self,
+        hash_ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        input_tokens: NDArray[np.int64],
+        hash_block_size: int,
+    ) -> None:
+        self.hash_ids = hash_ids
+        self.offsets = offsets
+        self.input_tokens = input_tokens
+        self.hash_block_size = hash_block_size
+        self._interned: dict[tuple[object, ...], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def ids(self, request: int) -> NDArray[np.int64]:
+        """The prefix hashes of one prompt."""
+        return self.hash_ids[self.offsets[request] : self.offsets[request + 1]]
+
+    def content(self, request: int, block_size: int) -> Content:
+        """The token identity of one request; a block size that does not divide the hashed one is handled exactly."""
+        ids, tokens = self.ids(request).tolist(), int(self.input_tokens[request])
+        if self.hash_block_size % block_size == 0:
+            return HashedContent(ids, tokens, request, self.hash_block_size, block_size)
+        sizes = [self.hash_block_size] * (len(ids) - 1) + [tokens - self.hash_block_size * (len(ids) - 1)]
+        segments: list[tuple[Hashable, int]] = [(("hash", block), size) for block, size in zip(ids, sizes, strict=True)]
+        return SegmentContent(segments, ("answer", request), self._interned)
+
+    def take(self, rows: NDArray[np.int64]) -> HashedPrompts:
+        """The prompts of `rows`, in that order."""
+        counts = (self.offsets[1:] - self.offsets[:-1])[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+        flat = np.repeat(self.offsets[rows], counts) + within
+        return HashedPrompts(self.hash_ids[flat], offsets, self.input_tokens[rows], self.hash_block_size)
+
+
+class SegmentPrompts:
+    """Prompts made of segments (stream, tokens): a shared system prompt, a conversation so far, a new question."""
+
+    def __init__(self, segments: Sequence[list[tuple[Hashable, int]]]) -> None:
+        self.segments = segments
+        self._interned: dict[tuple[object, ...], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def content(self, request: int, block_size: int) -> Content:
+        """The token identity of one request."""
+        return SegmentContent(self.segments[request], ("answer", request), self._interned)

@@ -1,0 +1,61 @@
+"""The requests of a run, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from sim.workload.request import Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The requests of a run, one entry of every array a request, in the order in which they are sent.
+
+    Attributes:
+        input_tokens: tokens of the prompt, at least 1.
+        output_tokens: tokens to generate, at least 1.
+        arrival_s: arrival times, sorted; None for a closed loop.
+        concurrency: users of a closed loop; None for an open one.
+        think_time_s: pause of the user before each request of a closed loop; None: no pause.
+        ramp_s: time over which the users of a closed loop start, evenly: user u of n at u x ramp_s / n.
+        prompts: what a prefix cache can see: `prompts.content(r, block_size)`; None: no two prompts begin alike.
+        dropped: rows of a trace that were left out because they ask for nothing (failed requests).
+    """
+
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    arrival_s: NDArray[np.float64] | None = None
+    concurrency: int | None = None
+    think_time_s: NDArray[np.float64] | None = None
+    ramp_s: float = 0.0
+    prompts: Prompts | None = None
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_tokens)
+
+    @property
+    def longest_tokens(self) -> int:
+        """Longest prompt + output of any request."""
+        return int((self.input_tokens + self.output_tokens).max())
+
+    @property
+    def request_rate(self) -> float | None:
+        """Requests a second that an open loop offers (infinite if all arrive at once); None for a closed loop."""
+        if self.arrival_s is None:
+            return None
+        last_s = float(self.arrival_s[-1])
+        return len(self) / last_s if last_s > 0 else float("inf")
+
+
+def think_times(count: int, mean_s: float, cv: float, random: Generator) -> NDArray[np.float64] | None:
+    """Gamma distributed pauses with this mean and coefficient of variation (0: all alike); None if the mean is 0."""
+    if mean_s == 0:
+        return None
+    if cv == 0:
+        return np.full(count, mean_s)
+    return random.gamma(1 / cv**2, mean_s * cv**2, count)
