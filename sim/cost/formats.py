@@ -1,0 +1,41 @@
+"""Number formats: bytes an element, and the arithmetic that multiplies it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sim.errors import InputError, nearest
+
+WEIGHT_BYTES: Mapping[str, float] = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    # one fp32 scale a 128 x 128 block (DeepSeek-V3 technical report, section 3.3)
+    "fp8_block": 1.0 + 4 / (128 * 128),
+    "int8_wo": 1.0,
+    # one fp16 scale a group of 128 (GPTQ and AWQ checkpoints)
+    "int4_wo": 0.5 + 2 / 128,
+    # one fp8 scale a group of 16 (NVIDIA NVFP4); one 8-bit exponent a group of 32 (OCP microscaling formats)
+    "nvfp4": 0.5 + 1 / 16,
+    "mxfp4": 0.5 + 1 / 32,
+}
+"""Bytes of one weight with its scales; a quantised activation has the same, a weight-only format keeps bf16 ones."""
+
+ARITHMETIC: Mapping[str, str] = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4"}
+"""Formats with a tensor-core rate of their own; the others multiply in bf16."""
+
+KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+
+
+def weight_bytes(dtype: str) -> float:
+    """Bytes of one weight stored as `dtype`, scales included."""
+    if dtype not in WEIGHT_BYTES:
+        raise InputError("precision.weights", f"got '{dtype}'", nearest(dtype, WEIGHT_BYTES))
+    return WEIGHT_BYTES[dtype]
+
+
+def kv_bytes(dtype: str) -> float:
+    """Bytes of one element of the KV cache stored as `dtype`."""
+    if dtype not in KV_BYTES:
+        raise InputError("precision.kv_cache", f"got '{dtype}'", nearest(dtype, KV_BYTES))
+    return KV_BYTES[dtype]

@@ -1,0 +1,114 @@
+"""The default kernel backend: a smooth roofline with constants fitted to measured kernels.
+
+    t = fixed + ((f / (e_f F))^p + (b / (e_b B))^p)^(1/p)
+
+for f FLOPs and b bytes on a GPU that prints F FLOP/s and B bytes/s. What each kernel kind adds to that (quantisation,
+split-K, tiles, the last wave) is in `sim/cost/fits.py` and `sim/cost/attention_fits.py`.
+"""
+
+from __future__ import annotations
+
+from sim.cost import attention_fits, fits
+from sim.cost.fits import Constants
+from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
+from sim.errors import InputError
+from sim.hardware.gpu import Gpu
+
+# the back of an envelope: printed peaks, perfect overlap, no fixed cost
+_FRACTIONS = ("compute", "memory", "activation", "quantise")
+_NOTHING = ("launch_s", "depth_s", "quantise_s", "expert_s", "tile_s", "tile", "tail", "exponential")
+IDEAL: Constants = dict.fromkeys(_FRACTIONS, 1.0) | dict.fromkeys(_NOTHING, 0.0) | {"overlap": float("inf")}
+
+_KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
+
+
+class Roofline:
+    """Durations of kernels on one GPU, alone; implements `sim.cost.kernels.KernelBackend`.
+
+    Args:
+        gpu: with fitted constants; a dtype nobody measured on it or its relatives takes those of bf16.
+        ideal: printed peaks, the larger of compute and memory time, no fixed cost and no quantisation kernel.
+    """
+
+    def __init__(self, gpu: Gpu, ideal: bool = False) -> None:
+        self.gpu = gpu
+        self.ideal = ideal
+
+    def constants(self, kind: str, dtype: str) -> Constants:
+        """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it."""
+        if self.ideal:
+            return IDEAL
+        by_dtype = self.gpu.kernels.get(kind, {})
+        fit = by_dtype.get(dtype) or by_dtype.get("bf16")
+        if fit is None:
+            raise InputError(f"gpus/{self.gpu.name}.yaml: kernels.{kind}", "has no fitted constants")
+        return fit.constants
+
+    def gemm(self, m: Floats | float, n: int, k: int, dtype: str) -> KernelTime:
+        """out[m, n] = in[m, k] x weights[k, n], with the kernel that quantises the activation where there is one."""
+        own = dtype if fits.arithmetic(self.gpu, dtype) != "bf16" else "bf16"
+        return fits.gemm(self.constants("gemm", own), self.gpu, m, n, k, dtype)
+
+    def prefill_attention(
+        self,
+        new_tokens: Floats | float,
+        context_tokens: Floats | float,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        kv_dtype: str,
+        window: int | None = None,
+    ) -> KernelTime:
+        """Causal attention of one sequence: `new_tokens` queries over `context_tokens` earlier tokens and themselves.
+
+        Several sequences run in one kernel: their memory and compute parts add up, the fixed part is paid once.
+        """
+        c = self.constants("prefill_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
+        return attention_fits.prefill_attention(
+            c, self.gpu, 1.0, new_tokens, context_tokens, heads, kv_heads, head_dim, kv_dtype, window
+        )
+
+    def decode_attention(
+        self, sequences: Floats | float, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
+    ) -> DecodeAttentionTime:
+        """One query token for each of `sequences`."""
+        c = self.constants("decode_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
+        return attention_fits.decode_attention(c, self.gpu, sequences, heads, kv_heads, head_dim, kv_dtype)
+
+    def prefill_mla(
+        self, new_tokens: Floats | float, context_tokens: Floats | float, heads: int, kv_lora_rank: int, rope_dim: int,
+        nope_dim: int, v_dim: int, kv_dtype: str,
+    ) -> KernelTime:  # fmt: skip
+        """Multi-head latent attention of one prompt chunk, with keys and values expanded from the latent of rank
+        `kv_lora_rank` by a GEMM that is not counted here."""
+        c = self.constants("prefill_mla", _KV_KEYS.get(kv_dtype, kv_dtype))
+        return attention_fits.prefill_mla(
+            c, self.gpu, 1.0, new_tokens, context_tokens, heads, nope_dim + rope_dim, v_dim
+        )
+
+    def decode_mla(
+        self, sequences: Floats | float, heads: int, kv_lora_rank: int, rope_dim: int, kv_dtype: str
+    ) -> DecodeAttentionTime:
+        """Absorbed multi-head latent attention, one query token a sequence, the latent read once for all heads."""
+        c = self.constants("decode_mla", _KV_KEYS.get(kv_dtype, kv_dtype))
+        return attention_fits.decode_mla(c, self.gpu, sequences, heads, kv_lora_rank, rope_dim, kv_dtype)
+
+    def moe(
+        self,
+        tokens: Floats | float,
+        hidden: int,
+        intermediate: int,
+        experts: int,
+        local_experts: int,
+        top_k: int,
+        dtype: str,
+    ) -> KernelTime:
+        """Grouped GEMMs of the routed experts of one layer on this rank, every token picking its experts uniformly."""
+        touched = fits.experts_touched(tokens, experts, local_experts, top_k)
+        routed = fits.array(tokens) * top_k * local_experts / experts
+        c = self.constants("moe", dtype)
+        return fits.moe(c, self.gpu, tokens, hidden, intermediate, touched, routed, dtype)
+
+    def elementwise(self, bytes_moved: Floats | float, kernels: int = 1) -> KernelTime:
+        """Norms, rope, activation, residual: `kernels` memory-bound kernels that move `bytes_moved` in all."""
+        return fits.elementwise(self.constants("elementwise", "bf16"), self.gpu, bytes_moved, kernels)

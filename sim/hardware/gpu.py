@@ -1,0 +1,207 @@
+"""GPUs: what the datasheet prints, what the driver shows, and the constants fitted to measured kernels.
+
+One YAML file a GPU in `gpus/`; every number stands there with its unit and its source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sim.errors import InputError, nearest
+from sim.units import parse
+
+GPU_FOLDER = Path(__file__).parent / "gpus"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFit:
+    """Constants of one kernel kind and dtype, as `sim/cost` names them."""
+
+    constants: Mapping[str, float]
+    """Seconds (names end in `_s`) and dimensionless fractions of the printed peaks."""
+    fitted_on: str
+    """The GPU whose measured kernels they were fitted to."""
+    error: Mapping[str, float]
+    """How well the fit meets those measurements: mape (a fraction), rows, and the like; empty if nobody measured."""
+
+
+KernelFits = Mapping[str, Mapping[str, KernelFit]]
+"""Fits by kernel kind (gemm, decode_attention, ...), then by dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One kind of GPU."""
+
+    name: str
+    vendor: str
+    memory_bytes: float
+    """Printed size, GB as 1e9 bytes: the `nominal` accounting."""
+    visible_memory_bytes: float
+    """What CUDA or HIP shows as total: the `engine` accounting."""
+    hbm_bytes_per_s: float
+    flops_per_s: Mapping[str, float]
+    """Dense tensor peak, no sparsity, by arithmetic: bf16, fp8, int8, fp4."""
+    sm_count: int
+    """Streaming multiprocessors, or compute units on AMD."""
+    sm_version: int
+    """CUDA compute capability x 10 (80, 90, 100, ...); 0 where there is none."""
+    l2_bytes: float
+    boost_hz: float
+    pcie_bytes_per_s: float
+    """To the host, one direction."""
+    link_bytes_per_s: float
+    """All NVLink or Infinity Fabric ports together, one direction; 0 without."""
+    power_w: float
+    idle_power_w: float | None
+    kernels: KernelFits
+    fitted_on: str
+    """The GPU whose measurements the kernel constants come from: itself, or its nearest measured relative."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Sourced(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    value: str | int | float
+    source: str
+
+
+class _FitFile(BaseModel):
+    """The constants of one fit: a text is a time with its unit, a number has no dimension."""
+
+    model_config = ConfigDict(extra="allow")
+    error: dict[str, float] = {}
+    source: str | None = None
+
+
+class _GpuFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    vendor: str
+    aliases: list[str] = []
+    memory: _Sourced
+    visible_memory: _Sourced
+    hbm_bandwidth: _Sourced
+    flops: dict[str, _Sourced]
+    sm_count: _Sourced
+    sm_version: _Sourced
+    l2: _Sourced
+    boost_clock: _Sourced
+    pcie_bandwidth: _Sourced
+    link_bandwidth: _Sourced
+    power: _Sourced
+    idle_power: _Sourced | None = None
+    fitted_on: list[str]
+    kernels: dict[str, dict[str, _FitFile]] = {}
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs in the catalogue, sorted."""
+    return sorted(path.stem for path in GPU_FOLDER.glob("*.yaml"))
+
+
+@lru_cache(maxsize=64)
+def load_gpu(name: str) -> Gpu:
+    """The GPU called `name`: a catalogue name, or one of the many ways people write it ("A100-SXM4-80GB", "NVIDIA H200").
+
+    Raises:
+        InputError: no GPU of the catalogue is called so, or its file is wrong.
+    """
+    key = _resolve(name)
+    file = _read(key)
+    where = f"gpus/{key}.yaml"
+
+    def quantity(item: _Sourced, dimension: str, field_name: str) -> float:
+        return parse(item.value, dimension, f"{where}: {field_name}")
+
+    return Gpu(
+        name=file.name,
+        vendor=file.vendor,
+        memory_bytes=quantity(file.memory, "bytes", "memory"),
+        visible_memory_bytes=quantity(file.visible_memory, "bytes", "visible_memory"),
+        hbm_bytes_per_s=quantity(file.hbm_bandwidth, "bytes_per_s", "hbm_bandwidth"),
+        flops_per_s={kind: quantity(item, "flops_per_s", f"flops.{kind}") for kind, item in file.flops.items()},
+        sm_count=int(file.sm_count.value),
+        sm_version=int(file.sm_version.value),
+        l2_bytes=quantity(file.l2, "bytes", "l2"),
+        boost_hz=quantity(file.boost_clock, "hz", "boost_clock"),
+        pcie_bytes_per_s=quantity(file.pcie_bandwidth, "bytes_per_s", "pcie_bandwidth"),
+        link_bytes_per_s=quantity(file.link_bandwidth, "bytes_per_s", "link_bandwidth"),
+        power_w=quantity(file.power, "w", "power"),
+        idle_power_w=None if file.idle_power is None else quantity(file.idle_power, "w", "idle_power"),
+        kernels=_kernel_fits(file),
+        fitted_on=file.fitted_on[0],
+        sources=_sources(file),
+    )
+
+
+def _normal(name: str) -> str:
+    """`name` without case, vendor and punctuation: "NVIDIA A100-SXM4-80GB" -> "a100sxm480gb"."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"\b(nvidia|amd|instinct|geforce|tesla)\b", "", name.lower()))
+
+
+@lru_cache(maxsize=1)
+def _aliases() -> Mapping[str, str]:
+    names: dict[str, str] = {}
+    for key in gpu_names():
+        for alias in [key, *_read(key).aliases]:
+            names[_normal(alias)] = key
+    return names
+
+
+def _resolve(name: str) -> str:
+    aliases = _aliases()
+    # remarks such as "(DGX)", "(4x)" or "+ CX7 IB" say nothing of the GPU itself, unless an alias says otherwise
+    bare = re.sub(r"\(.*?\)|\+.*$", "", name)
+    for text in (name, bare):
+        if _normal(text) in aliases:
+            return aliases[_normal(text)]
+    raise InputError("gpu", f"got '{name}', which is not in the catalogue", nearest(bare.strip().lower(), gpu_names()))
+
+
+@lru_cache(maxsize=64)
+def _read(key: str) -> _GpuFile:
+    import yaml
+
+    try:
+        return _GpuFile.model_validate(yaml.safe_load((GPU_FOLDER / f"{key}.yaml").read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"gpus/{key}.yaml: {path}", f"got {first['input']!r}: {first['msg']}") from None
+
+
+def _kernel_fits(file: _GpuFile) -> KernelFits:
+    """The constants of every relative, the nearest last so that it wins, then the file's own over them."""
+    merged: dict[str, dict[str, KernelFit]] = {}
+    relatives = [_read(key) for key in reversed(file.fitted_on) if key != file.name]
+    for source in [*relatives, file]:
+        for kind, by_dtype in source.kernels.items():
+            for dtype, fit in by_dtype.items():
+                inherited = merged.get(kind, {}).get(dtype)
+                merged.setdefault(kind, {})[dtype] = _fit(fit, source.name, inherited, f"{kind}.{dtype}")
+    return merged
+
+
+def _fit(fit: _FitFile, owner: str, inherited: KernelFit | None, where: str) -> KernelFit:
+    """One fit; a file that states only some constants of an inherited fit keeps the others."""
+    constants: dict[str, float] = {}
+    for name, value in (fit.model_extra or {}).items():
+        if isinstance(value, str):
+            constants[f"{name}_s"] = parse(value, "s", f"gpus/{owner}.yaml: kernels.{where}.{name}")
+        else:
+            constants[name] = float(value)
+    if fit.source is not None and inherited is not None:
+        return KernelFit({**inherited.constants, **constants}, inherited.fitted_on, {})
+    return KernelFit(constants, owner, fit.error)
+
+
+def _sources(file: _GpuFile) -> Mapping[str, str]:
+    sources = {name: item.source for name in _GpuFile.model_fields if isinstance(item := getattr(file, name), _Sourced)}
+    return sources | {f"flops.{kind}": item.source for kind, item in file.flops.items()}

@@ -1,0 +1,61 @@
+"""Measured kernel tables (NVIDIA aiconfigurator's parquet layout), as arrays in SI units.
+
+What to beware of: latency is in milliseconds; several rows of one shape are several kernels, of which an engine takes the
+fastest; a window_size other than 0 is sliding-window attention; `step` of a decode row is the number of earlier tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import InputError
+
+Table = Mapping[str, NDArray[Any]]
+"""Columns of one table by name, all of one length; `latency_s` is in seconds, texts stay texts."""
+
+
+def read_table(folder: Path, file: str, where: Mapping[str, str | int], shape: Sequence[str]) -> Table | None:
+    """The fastest row of every shape of `folder/file`, or None where the file or such rows do not exist.
+
+    Args:
+        folder: of one GPU, with gemm/, attention/, mla/ and moe/ below.
+        file: path below it, such as "gemm/gemm_perf.parquet".
+        where: values that columns must have; a column the file lacks is taken as matching.
+        shape: columns that together name a shape.
+    """
+    path = folder / file
+    if not path.exists():
+        return None
+    import pyarrow.parquet as parquet
+
+    raw = parquet.read_table(path)
+    columns = {name: np.asarray(raw[name].to_pylist()) for name in raw.column_names}
+    missing = [name for name in [*shape, "latency"] if name not in columns]
+    if missing:
+        raise InputError(str(path), f"lacks the columns {', '.join(missing)}")
+    keep = np.ones(raw.num_rows, dtype=bool)
+    for name, value in where.items():
+        if name in columns:
+            keep &= columns[name] == value
+    if not keep.any():
+        return None
+    return _fastest({name: column[keep] for name, column in columns.items()}, shape)
+
+
+def _fastest(columns: Table, shape: Sequence[str]) -> Table:
+    """One row a shape: that of the least latency; `latency` in ms becomes `latency_s`."""
+    code = np.zeros(len(columns["latency"]), dtype=np.int64)
+    for name in shape:
+        _, inverse = np.unique(columns[name], return_inverse=True)
+        code = code * (int(inverse.max()) + 1) + inverse
+    order = np.lexsort((columns["latency"], code))
+    first = order[np.r_[True, np.diff(code[order]) > 0]]
+    table = {
+        name: column[first].astype(np.float64) if name in shape else column[first] for name, column in columns.items()
+    }
+    return table | {"latency_s": columns["latency"][first] * 1e-3}
