@@ -57,7 +57,7 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
 
     body = p-norm of FLOPs over the tensor peak and bytes over HBM. The reduction over k is serial inside a tile;
     splitting it s ways costs k/s steps and s partial sums, at best proportional to sqrt(k): `depth_s` at k = 4096.
-    A quantised activation is first read in bf16 and written in its own format by a kernel of its own (`quantise_s`).
+    A quantised activation is first read in bf16 and written in its own format by a kernel of its own (`quantise_launch_s`).
     """
     m, n, k = array(m), array(n), array(k)
     weight = weight_bytes(dtype)
@@ -70,7 +70,7 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     fixed_s = c["launch_s"] + c["depth_s"] * np.sqrt(k / DEPTH_REFERENCE) + np.zeros_like(compute_s)
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     if quantised:
-        fixed_s = fixed_s + c["quantise_s"]
+        fixed_s = fixed_s + c["quantise_launch_s"]
         memory = memory + m * k * (ACTIVATION_BYTES + activation) / (c["quantise"] * hbm)
     return KernelTime(fixed_s, memory, compute)
 

@@ -16,7 +16,7 @@ from sim.hardware.gpu import Gpu
 
 # the back of an envelope: printed peaks, perfect overlap, no fixed cost
 _FRACTIONS = ("compute", "memory", "activation", "quantise")
-_NOTHING = ("launch_s", "depth_s", "quantise_s", "expert_s", "tile_s", "tile", "tail", "exponential")
+_NOTHING = ("launch_s", "depth_s", "quantise_launch_s", "expert_s", "tile_s", "tile", "tail", "exponential")
 IDEAL: Constants = dict.fromkeys(_FRACTIONS, 1.0) | dict.fromkeys(_NOTHING, 0.0) | {"overlap": float("inf")}
 
 _KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
