@@ -42,11 +42,6 @@ class Capacity:
         self.left_per_s = 0.0
         self.level = inf
 
-    @property
-    def used_per_s(self) -> float:
-        """What is served now, amount a second; never above `rate_per_s` but for rounding."""
-        return sum((bundle.count * ratio * bundle.rate for bundle, ratio in self.users.items()), 0.0)
-
     def __repr__(self) -> str:
         return f"Capacity({self.name!r}, {self.rate_per_s!r})"
 
@@ -67,6 +62,7 @@ class Activity:
 
     Attributes:
         amounts: what it uses of each capacity in all (bytes, FLOPs); zeros left out.
+        asked_s: its duration alone as `start` was told.
         start_s: when it was asked for; its latency runs from here.
         begin_s: when its latency was paid and it began to occupy its capacities.
         alone_s: how long it takes from `begin_s` with its capacities to itself, at their rates of that moment.
@@ -78,6 +74,7 @@ class Activity:
     __slots__ = (
         "alone_s",
         "amounts",
+        "asked_s",
         "begin_s",
         "cap_per_s",
         "done",
@@ -97,6 +94,7 @@ class Activity:
         # work is counted in units of its largest amount, so that flows of different sizes on one path are alike
         self.size = max(amounts.values(), default=0.0)
         self.cap_per_s = self.size / alone_s if alone_s > 0.0 else inf
+        self.asked_s = alone_s
         self.alone_s = alone_s
         self.weight = weight
         self.start_s = start_s

@@ -166,7 +166,7 @@ class Fluid:
     def _enlist(self, activity: Activity, bundle: Bundle, begin_s: float) -> None:
         activity.begin_s = begin_s
         least_s = activity.size / bundle.full_per_s if bundle.full_per_s > 0.0 else inf
-        activity.alone_s = max(activity.alone_s, least_s)
+        activity.alone_s = max(activity.asked_s, least_s)
         heappush(bundle.members, (bundle.served_at(begin_s) + activity.size, activity.serial, activity))
         bundle.count += 1
 
