@@ -6,11 +6,13 @@ Inside twowalls every number is an SI float with its unit in its name. Strings s
 
 from __future__ import annotations
 
+import math
 import re
+from decimal import Decimal
 
 from sim.errors import InputError
 
-# unit of the text -> (dimension, factor to the SI unit); prefixes are read by QuantiPhy
+# unit of the text -> (dimension, factor to the SI unit), for units that take prefixes
 _UNITS: dict[str, tuple[str, float]] = {
     "B": ("bytes", 1.0),
     "bit": ("bytes", 1 / 8),
@@ -21,10 +23,13 @@ _UNITS: dict[str, tuple[str, float]] = {
     "FLOPS": ("flops_per_s", 1.0),
     "W": ("w", 1.0),
     "Hz": ("hz", 1.0),
-    "$/h": ("usd_per_h", 1.0),
 }
 # units that take no prefix ("5 min" is not five milli-inches)
 _WHOLE_UNITS: dict[str, tuple[str, float]] = {"min": ("s", 60.0), "h": ("s", 3600.0), "$/h": ("usd_per_h", 1.0)}
+# Times are written in small parts only ("2 Ms" is a slip for ms), everything else in large ones only ("80 mB" for MB).
+_SMALL = {"m": -3, "u": -6, "µ": -6, "μ": -6, "n": -9}
+_LARGE = {"k": 3, "K": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY = {"ki": 10, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _EXAMPLES = {
     "bytes": "80 GiB or 141 GB",
     "bytes_per_s": "900 GB/s or 400 Gbit/s",
@@ -34,8 +39,7 @@ _EXAMPLES = {
     "hz": "1.98 GHz",
     "usd_per_h": "2.5 $/h",
 }
-_TEXT = re.compile(r"^\s*([-+0-9.eE_]+?)\s*([A-Za-z$µ][A-Za-z$µ/]*)\s*$")
-_PREFIXES = "QRYZEPTGMkKmuµn"
+_TEXT = re.compile(r"^\s*([-+0-9.eE_]+?)\s*([A-Za-z$µμ][A-Za-z$µμ/]*)\s*$")
 
 
 def parse(text: object, dimension: str, where: str = "value") -> float:
@@ -58,36 +62,38 @@ def parse(text: object, dimension: str, where: str = "value") -> float:
     if match is None:
         raise InputError(where, f"got '{text}', which is not a number and a unit", example)
     number, unit = match.groups()
-    if unit in _WHOLE_UNITS:
-        found, value = _WHOLE_UNITS[unit][0], _number(number, text, where, example) * _WHOLE_UNITS[unit][1]
-    else:
-        found, value = _with_prefix(number, unit, text, where, example)
+    known = _with_prefix(unit)
+    if known is None:
+        raise InputError(where, f"got '{text}' with the unknown unit '{unit}'", example)
+    found, factor, power = known
     if found != dimension:
         raise InputError(where, f"got '{text}', a quantity of another kind", example)
+    try:
+        # Decimal, so that "8.3 us" is the float nearest to 8.3e-6 and not to 8.3 x 0.000001
+        value = float(Decimal(number).scaleb(power)) * factor
+    except ArithmeticError:
+        raise InputError(where, f"got '{text}', which is not a number and a unit", example) from None
+    if not math.isfinite(value):
+        raise InputError(where, f"got '{text}', which is beyond every number", example)
     return value
 
 
-def _number(number: str, text: str, where: str, example: str) -> float:
-    try:
-        return float(number)
-    except ValueError:
-        raise InputError(where, f"got '{text}', which is not a number and a unit", example) from None
-
-
-def _with_prefix(number: str, unit: str, text: str, where: str, example: str) -> tuple[str, float]:
-    """(dimension, SI value) of a number whose unit may carry an SI or binary prefix."""
-    bare = unit
-    if bare not in _UNITS:
-        stripped = unit[1:] if unit[:1] in _PREFIXES else unit
-        bare = stripped[1:] if stripped[:1] == "i" and stripped[1:] in _UNITS else stripped
-    if bare not in _UNITS:
-        raise InputError(where, f"got '{text}' with the unknown unit '{unit}'", example)
-    from quantiphy import Quantity
-
-    _number(number, text, where, example)
-    dimension, factor = _UNITS[bare]
-    value = float(Quantity(f"{number} {unit}".replace("µ", "u"), binary=True))
-    return dimension, value * factor
+def _with_prefix(unit: str) -> tuple[str, float, int] | None:
+    """(dimension, factor, power of ten) of a unit with or without a prefix; None if there is no such unit."""
+    if unit in _WHOLE_UNITS:
+        return *_WHOLE_UNITS[unit], 0
+    for bare, (dimension, factor) in _UNITS.items():
+        prefix = unit.removesuffix(bare)
+        if not unit.endswith(bare):
+            continue
+        if not prefix:
+            return dimension, factor, 0
+        powers = _SMALL if dimension == "s" else _LARGE
+        if prefix in powers:
+            return dimension, factor, powers[prefix]
+        if prefix in _BINARY and dimension in ("bytes", "bytes_per_s"):
+            return dimension, factor * 2.0 ** _BINARY[prefix], 0
+    return None
 
 
 def format_bytes(size_bytes: float, binary: bool = False) -> str:

@@ -5,86 +5,87 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.scenario.workload_spec import (
-    Burst,
-    ClosedLoop,
-    Constant,
-    Empirical,
-    Fixed,
-    Lengths,
-    Lognormal,
-    Poisson,
-    TraceArrivals,
-    Uniform,
-    Weibull,
-    WorkloadSpec,
-)
+from sim.errors import InputError
+from sim.scenario import workload_spec as specs
 from sim.workload import arrivals, lengths
 from sim.workload.randomness import generator
-from sim.workload.traces import Trace, read_trace, scale_rate
+from sim.workload.traces import read_trace, scale_rate
 from sim.workload.workload import Workload, think_times
 
 # as many as vLLM's `--num-prompts` sends unless told otherwise
 DEFAULT_REQUESTS = 1000
 
 
-def build_workload(spec: WorkloadSpec) -> Workload:
+def build_workload(spec: specs.WorkloadSpec) -> Workload:
     """The requests that `spec` describes; the same spec gives the same requests.
 
     Raises:
-        InputError: a trace file is missing or wrong.
+        InputError: a trace file is missing or wrong; no request arrives.
     """
-    if isinstance(spec.arrivals, TraceArrivals):
+    if isinstance(spec.arrivals, specs.TraceArrivals):
         return _from_trace(spec, spec.arrivals)
+    if isinstance(spec.arrivals, specs.ClosedLoop):
+        return _closed_loop(spec, spec.arrivals)
+    arrival_s = _arrival_times(spec.arrivals, spec.num_requests, spec.seed)
+    return Workload(*_token_counts(spec.lengths, len(arrival_s), spec.seed), arrival_s)
+
+
+def _closed_loop(spec: specs.WorkloadSpec, loop: specs.ClosedLoop) -> Workload:
     count = spec.num_requests or DEFAULT_REQUESTS
-    arrival_s = _arrival_times(spec.arrivals, count, spec.seed)
-    if arrival_s is not None:
-        count = len(arrival_s)
-    assert spec.lengths is not None  # the spec's own check: only a trace may leave them out
-    inputs, outputs = _token_counts(spec.lengths, count, spec.seed)
-    if not isinstance(spec.arrivals, ClosedLoop):
-        return Workload(inputs, outputs, arrival_s)
-    loop = spec.arrivals
+    tokens = _token_counts(spec.lengths, count, spec.seed)
     thinking = think_times(count, loop.think_time_s, loop.think_time_cv, generator(spec.seed, "think_time"))
-    return Workload(inputs, outputs, concurrency=loop.concurrency, think_time_s=thinking, ramp_s=loop.ramp_s)
+    return Workload(*tokens, concurrency=loop.concurrency, think_time_s=thinking, ramp_s=loop.ramp_s)
 
 
-def _arrival_times(
-    spec: ClosedLoop | Poisson | Constant | Weibull | Burst, count: int, seed: int
-) -> NDArray[np.float64] | None:
+def _arrival_times(spec: specs.Arrivals, asked: int | None, seed: int) -> NDArray[np.float64]:
+    """Arrival times of an open loop; `asked` requests, or as many as the kind gives by default."""
     random = generator(seed, "arrivals")
-    if isinstance(spec, Poisson):
-        return arrivals.gamma(count, spec.request_rate, spec.burstiness, random)
-    if isinstance(spec, Constant):
-        return arrivals.constant(count, spec.request_rate)
-    if isinstance(spec, Weibull):
-        return arrivals.weibull(count, spec.request_rate, spec.shape, random)
-    if isinstance(spec, Burst):
-        return arrivals.burst(count)
-    return None
+    count = asked or DEFAULT_REQUESTS
+    match spec:
+        case specs.Poisson():
+            return arrivals.gamma(count, spec.request_rate, spec.burstiness, random)
+        case specs.Constant():
+            return arrivals.constant(count, spec.request_rate)
+        case specs.Weibull():
+            return arrivals.weibull(count, spec.request_rate, spec.shape, random)
+        case specs.OnOff():
+            return arrivals.on_off(count, spec.request_rate, spec.on_s, spec.off_s, random)
+        case specs.Piecewise():
+            stages = [(stage.duration_s, stage.request_rate) for stage in spec.stages]
+            times = arrivals.piecewise(asked, stages, random)
+            if not len(times):
+                hint = "give the stages more time, a higher rate or another seed"
+                raise InputError("workload.arrivals.stages", "no request arrives in them", hint)
+            return times
+        case specs.Diurnal():
+            return arrivals.diurnal(count, spec.request_rate, spec.amplitude, spec.period_s, random)
+        case specs.Burst():
+            return arrivals.burst(count)
+        case _:
+            raise AssertionError(f"{spec.kind} has no arrival times of its own")
 
 
-def _token_counts(spec: Lengths, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _token_counts(spec: specs.Lengths | None, count: int, seed: int) -> tuple[lengths.Tokens, lengths.Tokens]:
     """(input tokens, output tokens) of `count` requests."""
     random = generator(seed, "lengths")
-    if isinstance(spec, Fixed):
-        return lengths.fixed(count, spec.input_tokens), lengths.fixed(count, spec.output_tokens)
-    if isinstance(spec, Uniform):
-        (least, most), (out_least, out_most) = spec.input_tokens, spec.output_tokens
-        return lengths.uniform(count, least, most, random), lengths.uniform(count, out_least, out_most, random)
-    if isinstance(spec, Lognormal):
-        inputs = lengths.lognormal(count, spec.input_mean, spec.input_cv, spec.max_tokens, random)
-        return inputs, lengths.lognormal(count, spec.output_mean, spec.output_cv, spec.max_tokens, random)
-    pairs = read_pairs(spec)
-    return lengths.resample(count, pairs.input_tokens, pairs.output_tokens, random)
+    match spec:
+        case specs.Fixed():
+            return lengths.fixed(count, spec.input_tokens), lengths.fixed(count, spec.output_tokens)
+        case specs.Uniform():
+            (least, most), (output_least, output_most) = spec.input_tokens, spec.output_tokens
+            inputs = lengths.uniform(count, least, most, random)
+            return inputs, lengths.uniform(count, output_least, output_most, random)
+        case specs.Lognormal():
+            inputs = lengths.lognormal(count, spec.input_mean, spec.input_cv, spec.max_tokens, random)
+            return inputs, lengths.lognormal(count, spec.output_mean, spec.output_cv, spec.max_tokens, random)
+        case specs.Empirical():
+            pairs = read_trace(spec.path, random=random)
+            return lengths.resample(count, pairs.input_tokens, pairs.output_tokens, random)
+        case None:
+            raise AssertionError("only a trace may leave the lengths out")
 
 
-def read_pairs(spec: Empirical) -> Trace:
-    """The requests whose lengths are drawn from."""
-    return read_trace(spec.path)
-
-
-def _from_trace(spec: WorkloadSpec, source: TraceArrivals) -> Workload:
+def _from_trace(spec: specs.WorkloadSpec, source: specs.TraceArrivals) -> Workload:
     random = generator(spec.seed, "trace")
     enough = spec.num_requests if source.rate_scale == 1 else None
     trace = read_trace(
@@ -95,8 +96,9 @@ def _from_trace(spec: WorkloadSpec, source: TraceArrivals) -> Workload:
     if spec.num_requests is not None:
         trace = trace.take(np.arange(min(spec.num_requests, len(trace))))
     arrival_s = trace.arrival_s * source.time_scale
+    if source.jitter_s:
+        arrival_s = np.sort(arrival_s + random.uniform(0, source.jitter_s, len(trace)))
     if spec.lengths is None:
-        tokens = trace.input_tokens, trace.output_tokens
-        return Workload(*tokens, arrival_s, prompts=trace.prompts, dropped=trace.dropped)
-    tokens = _token_counts(spec.lengths, len(trace), spec.seed)
-    return Workload(*tokens, arrival_s, dropped=trace.dropped)
+        prompts = trace.prompts
+        return Workload(trace.input_tokens, trace.output_tokens, arrival_s, prompts=prompts, dropped=trace.dropped)
+    return Workload(*_token_counts(spec.lengths, len(trace), spec.seed), arrival_s, dropped=trace.dropped)

@@ -83,7 +83,7 @@ class Engine(Section):
     """The serving engine; names and defaults are vLLM's."""
 
     preset: Literal["ideal", "vllm", "trtllm", "sglang"] = "vllm"
-    """Whose overheads and defaults; ideal is the back of an envelope: printed peaks, no fixed cost, free collectives."""
+    """Whose overheads and defaults; ideal is the back of an envelope: printed peaks, no fixed costs, no host time."""
     scheduler: name_or_object(("vllm", "prefill_first", "orca", "static")) = "vllm"  # type: ignore[valid-type]
     """Batching policy, or `module:object` for your own."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256

@@ -198,7 +198,7 @@ def schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """`schema()` as the text of schema/scenario.schema.json."""
+    """`schema()` as the text of schema/scenario.schema.json, which a test keeps in step."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 

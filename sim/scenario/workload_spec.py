@@ -54,6 +54,53 @@ class Weibull(Section):
     """Shape of the gaps: below 1 in bursts, 1 is Poisson, above 1 more even."""
 
 
+class OnOff(Section):
+    """Poisson while on, silent while off; both last exponential times. Starts on."""
+
+    kind: Literal["onoff"]
+    request_rate: Rate
+    """Requests a second while on."""
+    on_s: PositiveDuration = Field(alias="on")
+    """Mean time on."""
+    off_s: PositiveDuration = Field(alias="off")
+    """Mean time off."""
+
+
+class Stage(Section):
+    """A stretch of time with one request rate."""
+
+    duration_s: PositiveDuration = Field(alias="duration")
+    """How long it lasts."""
+    request_rate: Annotated[float, Field(ge=0)]
+    """Requests a second; 0: none."""
+
+
+class Piecewise(Section):
+    """Poisson with a rate that changes in steps; nothing arrives after the last stage."""
+
+    kind: Literal["piecewise"]
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    """The stages, one after another."""
+
+    @model_validator(mode="after")
+    def _something_arrives(self) -> Self:
+        if not any(stage.request_rate for stage in self.stages):
+            raise refuse("every stage has request_rate 0", "give one stage a rate above 0")
+        return self
+
+
+class Diurnal(Section):
+    """Poisson with a rate that swings like a sine: request_rate x (1 + amplitude x sin(2 pi t / period))."""
+
+    kind: Literal["diurnal"]
+    request_rate: Rate
+    """Requests a second, averaged over a period."""
+    amplitude: Annotated[float, Field(ge=0, le=1)]
+    """Swing over the mean: at 0.5 the rate runs between half and one and a half times the mean."""
+    period_s: PositiveDuration = Field(default=86400.0, alias="period")
+    """Length of a day."""
+
+
 class Burst(Section):
     """All requests at once, at time zero."""
 
@@ -77,6 +124,9 @@ class TraceArrivals(Section):
     end_s: PositiveDuration | None = Field(default=None, alias="end")
     """Time in the trace at which to stop; null: its end."""
 
+    jitter_s: Duration = Field(default=0.0, alias="jitter")
+    """Each time is moved by a random part of this, the order kept: for traces whose times are rounded to buckets."""
+
     @model_validator(mode="after")
     def _ends_after_start(self) -> Self:
         if self.end_s is not None and self.end_s <= self.start_s:
@@ -84,7 +134,10 @@ class TraceArrivals(Section):
         return self
 
 
-Arrivals = Annotated[ClosedLoop | Poisson | Constant | Weibull | Burst | TraceArrivals, Field(discriminator="kind")]
+Arrivals = Annotated[
+    ClosedLoop | Poisson | Constant | Weibull | OnOff | Piecewise | Diurnal | Burst | TraceArrivals,
+    Field(discriminator="kind"),
+]
 
 
 class Fixed(Section):
@@ -157,7 +210,7 @@ class WorkloadSpec(Section):
     lengths: Lengths | None = None
     """Tokens of prompts and outputs; `kind` chooses how. Needed unless the arrivals are a trace."""
     num_requests: Annotated[int, Field(ge=1)] | None = None
-    """Requests sent in all; null: 1000, or all of a trace."""
+    """Requests sent in all; null: 1000, or all of a trace or of piecewise stages."""
     time_limit_s: PositiveDuration | None = Field(default=None, alias="time_limit")
     """Simulated time at which the run is cut; null: it ends with the last answer."""
     warmup_requests: Annotated[int, Field(ge=0)] = 0

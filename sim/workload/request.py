@@ -48,13 +48,18 @@ class HashedPrompts:
         return self.hash_ids[self.offsets[request] : self.offsets[request + 1]]
 
     def content(self, request: int, block_size: int) -> Content:
-        """The token identity of one request; a block size that does not divide the hashed one is handled exactly."""
-        ids, tokens = self.ids(request).tolist(), int(self.input_tokens[request])
-        if self.hash_block_size % block_size == 0:
-            return HashedContent(ids, tokens, request, self.hash_block_size, block_size)
-        sizes = [self.hash_block_size] * (len(ids) - 1) + [tokens - self.hash_block_size * (len(ids) - 1)]
-        segments: list[tuple[Hashable, int]] = [(("hash", block), size) for block, size in zip(ids, sizes, strict=True)]
-        return SegmentContent(segments, ("answer", request), self._interned)
+        """The token identity of one request; a block size that does not divide the hashed one is handled exactly.
+
+        Tokens after the last hash (a trace may hash full blocks only) are the request's own.
+        """
+        ids, size = self.ids(request).tolist(), self.hash_block_size
+        tokens = int(self.input_tokens[request])
+        hashed = min(tokens, len(ids) * size)
+        if size % block_size == 0:
+            return HashedContent(ids, hashed, request, size, block_size)
+        segments: list[tuple[Hashable, int]] = [(("hash", block), size) for block in ids[:-1]]
+        segments += [(("hash", block), hashed - size * (len(ids) - 1)) for block in ids[-1:]]
+        return SegmentContent([*segments, (("rest", request), tokens - hashed)], ("answer", request), self._interned)
 
     def take(self, rows: NDArray[np.int64]) -> HashedPrompts:
         """The prompts of `rows`, in that order."""
