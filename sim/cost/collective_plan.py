@@ -1,0 +1,155 @@
+"""A collective compiled onto the edges of a topology, and its price for any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.cost.collective_constants import LinkConstants, Method
+from sim.hardware.topology import Edge, Topology
+from sim.hardware.topology_language import DIRECT_KINDS, NETWORK_KINDS, PCIE_KINDS
+
+Floats = NDArray[np.float64]
+
+
+def path_kind(topology: Topology, path: tuple[Edge, ...]) -> str:
+    """The link kind that decides how software drives a path: a network before PCIe before NVLink, the slower of two alike."""
+    edges = topology.graph.edges
+
+    def order(kind: str, rate: float) -> tuple[int, float]:
+        for rank, kinds in enumerate((NETWORK_KINDS, PCIE_KINDS, DIRECT_KINDS)):
+            if kind in kinds:
+                return rank, rate
+        return 3, rate
+
+    return str(min((order(edges[e]["kind"], edges[e]["bandwidth_bytes_per_s"]), edges[e]["kind"]) for e in path)[1])
+
+
+class Hop(NamedTuple):
+    """Serial steps of one sort."""
+
+    kind: str
+    """The kind of link that the software sees on their path."""
+    count: int
+    wire_s: float
+    """Sum of the edge latencies of one of them."""
+
+
+@dataclass(slots=True)
+class Phase:
+    """Steps of a collective during which the same flows load the same edges."""
+
+    family: str
+    """Kernel family, which chooses the constants: ring, peer, nvls, sharp, one_shot, two_shot, multimem."""
+    hops: list[Hop] = field(default_factory=list)
+    loads: dict[str, dict[Edge, float]] = field(default_factory=dict)
+    """Bytes on every directed edge over the size of the collective, by the kind of the paths they take."""
+    connections: int = 1
+    """Peers that a rank exchanges with at once."""
+
+    @property
+    def steps(self) -> int:
+        return sum(hop.count for hop in self.hops)
+
+    def add_flow(self, topology: Topology, a: str, b: str, share: float) -> None:
+        """Load the path from `a` to `b` with `share` of the size."""
+        path = topology.path(a, b)
+        edges = self.loads.setdefault(path_kind(topology, path), {})
+        for edge in path:
+            edges[edge] = edges.get(edge, 0.0) + share
+
+    def shares(self) -> dict[Edge, float]:
+        """Bytes on every directed edge over the size of the collective."""
+        total: dict[Edge, float] = {}
+        for edges in self.loads.values():
+            for edge, share in edges.items():
+                total[edge] = total.get(edge, 0.0) + share
+        return total
+
+
+@dataclass(slots=True)
+class Plan:
+    """An algorithm for one collective over one group of GPUs."""
+
+    algorithm: str
+    phases: list[Phase]
+    launch: str
+    """The launch cost it pays: nccl, peer or custom."""
+    protocols: tuple[str, ...]
+    """LL, LL128, Simple; one empty string where the family has no choice."""
+    copied: float = 1.0
+    """Factor on the bandwidth part inside a node for the shard that a rank copies to itself."""
+    limit_bytes: float = float("inf")
+    """Largest message the software sends this way."""
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+# chunks that the pipelined phases of a hierarchical collective are cut into: ASTRA-sim's and SimCCL's default
+CHUNKS = 4
+
+
+class Price:
+    """A plan under one protocol: a latency that never depends on bandwidth, and bandwidth seconds by size."""
+
+    def __init__(
+        self, topology: Topology, plan: Plan, protocol: str, constants: Mapping[str, LinkConstants], launch_s: float
+    ) -> None:
+        """Raise LookupError where a link of the plan's paths has no such protocol."""
+        self.plan = plan
+        self.protocol = protocol
+        self.launch_s = launch_s
+        self.latency_s = 0.0
+        self._phases: list[list[tuple[float, float]]] = []
+        for phase in plan.phases:
+            methods = {kind: _method(constants[kind].methods, phase.family, protocol) for kind in phase.loads}
+            self.launch_s += max((method.start_s for method in methods.values()), default=0.0)
+            self.latency_s += sum(hop.count * (hop.wire_s + methods[hop.kind].step_s) for hop in phase.hops)
+            self._phases.append(self._rows(topology, plan, phase, methods))
+
+    def bandwidth_s(self, sizes: Floats) -> Floats:
+        """Seconds of the bandwidth part for collectives of these sizes in bytes: T_max + (sum T - T_max) / chunks."""
+        times = [self._phase_s(rows, sizes) for rows in self._phases]
+        longest = np.max(times, axis=0)
+        return np.asarray(longest + (np.sum(times, axis=0) - longest) / CHUNKS)
+
+    @staticmethod
+    def _phase_s(rows: list[tuple[float, float]], sizes: Floats) -> Floats:
+        """Longest time of an edge; a row holds its seconds a byte and its seconds a root of a byte (the ramp)."""
+        root = np.sqrt(sizes)
+        slowest = np.zeros_like(sizes)
+        for per_byte, per_root in rows:
+            slowest = np.maximum(slowest, sizes * per_byte + root * per_root)
+        return slowest
+
+    @staticmethod
+    def _rows(topology: Topology, plan: Plan, phase: Phase, methods: Mapping[str, Method]) -> list[tuple[float, float]]:
+        """Distinct loads of the edges of a phase, each (seconds a byte, seconds a root of a byte)."""
+        terms = []
+        for kind, edges in phase.loads.items():
+            reach = _reach(methods[kind], phase.connections, plan.copied if kind in DIRECT_KINDS else 1.0)
+            ramp = math.sqrt(methods[kind].ramp_bytes / max(edges.values()))
+            terms.append((edges, reach, ramp))
+        rows: dict[tuple[float, float], None] = {}
+        for edge in phase.shares():
+            rate = topology.graph.edges[edge]["bandwidth_bytes_per_s"]
+            seconds = [(edges.get(edge, 0.0) / (rate * reach), ramp) for edges, reach, ramp in terms]
+            rows[sum(s for s, _ in seconds), sum(s * ramp for s, ramp in seconds)] = None
+        return list(rows)
+
+
+def _method(methods: Mapping[str, Method], family: str, protocol: str) -> Method:
+    """The method of a family, which has one for every protocol or a single one; LookupError where it has neither."""
+    return methods.get(f"{family}/{protocol}") or methods[family]
+
+
+def _reach(method: Method, connections: int, copied: float) -> float:
+    """Fraction of the link's bandwidth reached at large sizes."""
+    return min(method.efficiency, method.connection_efficiency * connections) / copied

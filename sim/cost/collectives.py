@@ -1,0 +1,324 @@
+"""How long a collective takes on a group of GPUs, alone: the fastest algorithm and protocol that the software can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim import units
+from sim.cost import collective_algorithms as algorithms
+from sim.cost.collective_algorithms import Group
+from sim.cost.collective_constants import (
+    CONSTANTS,
+    CUSTOM_LIMIT_BYTES,
+    EAGER_COPY,
+    LinkConstants,
+)
+from sim.cost.collective_plan import Plan, Price
+from sim.errors import InputError, nearest
+from sim.hardware.topology import Edge, Topology
+from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec
+
+Floats = NDArray[np.float64]
+
+OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
+SOFTWARE = ("custom", "nccl", "eager", "ideal")
+"""custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; eager: the same without CUDA graphs;
+ideal: free."""
+# NCCL takes NVLS from five GPUs on (measured in Stas Bekman's ML Engineering book: ring at 4 GPUs, NVLS from 5)
+_NVLS_FROM_GPUS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveTime:
+    """Time of one collective alone, and why."""
+
+    op: str
+    size_bytes: float
+    ranks: int
+    algorithm: str
+    protocol: str
+    steps: int
+    launch_s: float
+    latency_s: float
+    bandwidth_s: float
+    _topology: Topology | None = field(default=None, repr=False)
+    _plan: Plan | None = field(default=None, repr=False)
+
+    @property
+    def time_s(self) -> float:
+        return self.launch_s + self.latency_s + self.bandwidth_s
+
+    @property
+    def edge_bytes(self) -> dict[Edge, float]:
+        """Bytes on every directed edge."""
+        total: dict[Edge, float] = {}
+        for phase in self._plan.phases if self._plan else []:
+            for edge, share in phase.shares().items():
+                total[edge] = total.get(edge, 0.0) + share * self.size_bytes
+        return total
+
+    @property
+    def edge_bytes_by_kind(self) -> dict[str, float]:
+        """Bytes by link kind, summed over its directed edges."""
+        total: dict[str, float] = {}
+        for edge, amount in self.edge_bytes.items():
+            kind = str(self._topology.graph.edges[edge]["kind"]) if self._topology else ""
+            total[kind] = total.get(kind, 0.0) + amount
+        return total
+
+    @property
+    def bus_bandwidth_bytes_per_s(self) -> float:
+        """nccl-tests' busbw: size / time x 2(n-1)/n for all_reduce, (n-1)/n for gather, scatter and all-to-all."""
+        factor = {"all_reduce": 2 * (self.ranks - 1) / self.ranks, "broadcast": 1.0, "send_recv": 1.0}
+        wire = self.size_bytes * factor.get(self.op, (self.ranks - 1) / self.ranks)
+        return wire / self.time_s if self.time_s else float("inf")
+
+
+class CollectiveTimes(NamedTuple):
+    """Seconds of collectives of many sizes; `latency_s` holds launch and steps and knows no bandwidth."""
+
+    latency_s: Floats
+    bandwidth_s: Floats
+
+
+class Communicator:
+    """Prices the collectives of one group of GPUs; every (op, size) is worked out once."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        gpus: Sequence[str],
+        software: str = "custom",
+        constants: Mapping[str, LinkConstants] = CONSTANTS,
+    ) -> None:
+        """
+        Args:
+            gpus: GPU names in rank order.
+            software: one of SOFTWARE.
+            constants: what software adds to the wires; WIRES of collective_constants adds nothing.
+
+        Raises:
+            InputError: an unknown GPU or software, a GPU named twice, or one that the others cannot reach.
+        """
+        if software not in SOFTWARE:
+            raise InputError("collectives", f"unknown software '{software}'", nearest(software, SOFTWARE))
+        topology.check_gpus(list(gpus), "collectives")
+        if len(set(gpus)) < len(gpus) or not gpus:
+            raise InputError("collectives", f"got {list(gpus)!r}", "at least one GPU, none twice")
+        for gpu in gpus[1:]:
+            topology.path(gpus[0], gpu)
+            topology.path(gpu, gpus[0])
+        self.topology = topology
+        self.group = Group(topology, gpus)
+        self.software = software
+        self.kind = _fastest_kind(topology, gpus[0])
+        self._constants = calibrated(constants, topology.calibration)
+        self._prices: dict[tuple[str, str | None], list[Price]] = {}
+        self._memo: dict[tuple[str, float], CollectiveTime] = {}
+
+    def time(self, op: str, size_bytes: float, algorithm: str | None = None) -> CollectiveTime:
+        """Time of one collective of `size_bytes` alone.
+
+        Args:
+            op: one of OPS. In send_recv the first half of the ranks sends to the second half, pair by pair.
+            size_bytes: as nccl-tests counts it (see collective_algorithms).
+            algorithm: this one instead of the fastest.
+
+        Raises:
+            InputError: an unknown op, or an algorithm that this group cannot use.
+        """
+        if algorithm is None:
+            found = self._memo.get((op, size_bytes))
+            if found is None:
+                found = self._memo[op, size_bytes] = self._time(op, size_bytes, None)
+            return found
+        return self._time(op, size_bytes, algorithm)
+
+    def times(self, op: str, sizes_bytes: Floats) -> CollectiveTimes:
+        """Latency and bandwidth seconds of collectives of many sizes, as `time` gives them one by one."""
+        sizes = np.asarray(sizes_bytes, dtype=np.float64)
+        prices = self._candidates(op, None)
+        if not prices:
+            return CollectiveTimes(np.zeros_like(sizes), np.zeros_like(sizes))
+        _, latency, bandwidth = self._cheapest(op, prices, sizes)
+        return CollectiveTimes(latency, bandwidth)
+
+    def algorithms(self, op: str) -> list[str]:
+        """The algorithms that this group and software can use for `op`."""
+        return sorted({price.plan.algorithm for price in self._candidates(op, None)})
+
+    def _time(self, op: str, size_bytes: float, algorithm: str | None) -> CollectiveTime:
+        ranks = len(self.group)
+        prices = self._candidates(op, algorithm)
+        if not prices or size_bytes == 0:
+            return CollectiveTime(op, size_bytes, ranks, "none", "", 0, 0.0, 0.0, 0.0)
+        chosen, latency, bandwidth = self._cheapest(op, prices, np.array([size_bytes], dtype=np.float64))
+        price = prices[int(chosen[0])]
+        return CollectiveTime(
+            op=op,
+            size_bytes=size_bytes,
+            ranks=ranks,
+            algorithm=price.plan.algorithm,
+            protocol=price.protocol,
+            steps=price.plan.steps,
+            launch_s=float(latency[0]) - price.latency_s,
+            latency_s=price.latency_s,
+            bandwidth_s=float(bandwidth[0]),
+            _topology=self.topology,
+            _plan=price.plan,
+        )
+
+    def _cheapest(self, op: str, prices: list[Price], sizes: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
+        """(index of the fastest price, its launch and latency, its bandwidth seconds) for every size."""
+        bandwidths = np.array([price.bandwidth_s(sizes) for price in prices])
+        latencies = np.array([np.full_like(sizes, price.launch_s + price.latency_s) for price in prices])
+        totals = bandwidths + latencies
+        for row, price in enumerate(prices):
+            totals[row, sizes > price.plan.limit_bytes] = np.inf
+        chosen = np.argmin(totals, axis=0)
+        columns = np.arange(sizes.size)
+        latency, bandwidth = latencies[chosen, columns], bandwidths[chosen, columns]
+        if self.software == "eager":
+            if op == "all_reduce":
+                bandwidth = bandwidth + sizes / (EAGER_COPY * self._own_bandwidth())
+            latency = np.maximum(latency, self._constants[self.kind].eager_floor_s - bandwidth)
+        latency = np.where(sizes > 0, latency, 0.0)
+        return chosen, latency, bandwidth
+
+    def _own_bandwidth(self) -> float:
+        edges = self.topology.graph.out_edges(self.group.gpus[0], data=True)
+        return float(sum(data["bandwidth_bytes_per_s"] for _, _, data in edges if data["kind"] == self.kind))
+
+    def _candidates(self, op: str, algorithm: str | None) -> list[Price]:
+        found = self._prices.get((op, algorithm))
+        if found is None:
+            found = self._prices[op, algorithm] = self._compile(op, algorithm)
+        return found
+
+    def _compile(self, op: str, algorithm: str | None) -> list[Price]:
+        if op not in OPS:
+            raise InputError("collectives", f"unknown collective '{op}'", nearest(op, OPS))
+        if op == "send_recv" and len(self.group) % 2:
+            raise InputError(
+                "collectives", f"send_recv among {len(self.group)} GPUs", "an even number: senders, receivers"
+            )
+        if len(self.group) == 1 or self.software == "ideal":
+            return []
+        prices = [
+            price
+            for name, build in self._builders(op).items()
+            if algorithm is None or name == algorithm
+            for price in self._priced(build())
+        ]
+        if not prices:
+            allowed = ", ".join(sorted(self._builders(op)))
+            raise InputError("collectives", f"no algorithm '{algorithm}' for {op} here", f"allowed: {allowed}")
+        return prices
+
+    def _priced(self, plan: Plan | None) -> list[Price]:
+        if plan is None:
+            return []
+        constants = self._constants[self.kind]
+        launches = {"nccl": constants.launch_s, "peer": constants.peer_launch_s, "custom": constants.custom_launch_s}
+        prices = []
+        for protocol in plan.protocols:
+            try:
+                prices.append(Price(self.topology, plan, protocol, self._constants, launches[plan.launch]))
+            except LookupError:  # a link on the way does not speak this protocol
+                continue
+        return prices
+
+    def _builders(self, op: str) -> dict[str, Callable[[], Plan | None]]:
+        """The algorithms of NCCL for `op` and, where the software has them and they apply, the custom kernels."""
+        group = self.group
+        if op == "all_to_all":
+            share = 1 / len(group)
+            return {"direct": lambda: algorithms.exchange(group, share, 1, "peer", "peer", ("LL", "Simple"))}
+        if op == "send_recv":
+            return {"direct": lambda: algorithms.point_to_point(group)}
+        builders: dict[str, Callable[[], Plan | None]] = {"ring": lambda: algorithms.ring(group, op)}
+        if op in ("all_reduce", "broadcast") and len(group.nodes) > 1:
+            builders["tree"] = lambda: algorithms.tree(group, op)
+        if op == "all_reduce":
+            builders |= self._reducing()
+            if self.software != "nccl":
+                builders |= self._custom()
+        return builders
+
+    def _reducing(self) -> dict[str, Callable[[], Plan | None]]:
+        """All-reduce with the help of switches, and by hierarchy."""
+        group = self.group
+        switch = group.reducing_switch()
+        if switch is not None:
+            if len(group) < _NVLS_FROM_GPUS:
+                return {}
+            return {"nvls": lambda: algorithms.in_switch(group, switch, "nvls", "nccl", ("",))}
+        if len(group.nodes) == 1 or len({len(members) for members in group.nodes}) > 1:
+            return {}
+        inside = all(Group(self.topology, members).reducing_switch() is not None for members in group.nodes)
+        return {
+            "hierarchical": lambda: algorithms.hierarchical(group, inside),
+            "sharp": lambda: algorithms.sharp(group, inside),
+        }
+
+    def _custom(self) -> dict[str, Callable[[], Plan | None]]:
+        """vLLM's own kernels: one node, peers that read each other's memory, a bounded message."""
+        group = self.group
+        limit = CUSTOM_LIMIT_BYTES.get(self.kind, {}).get(len(group), 0.0)
+        if not limit or len(group.nodes) > 1 or not group.direct():
+            return {}
+        n = len(group)
+
+        def bounded(plan: Plan) -> Plan:
+            return replace(plan, limit_bytes=limit)
+
+        builders: dict[str, Callable[[], Plan | None]] = {
+            "one_shot": lambda: bounded(algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",))),
+        }
+        if n > 2:
+            builders["two_shot"] = lambda: bounded(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))
+        switch = group.reducing_switch()
+        if switch is not None:
+            builders["multimem"] = lambda: bounded(algorithms.in_switch(group, switch, "multimem", "custom", ("",)))
+        return builders
+
+
+def calibrated(
+    constants: Mapping[str, LinkConstants], calibration: Mapping[str, CalibrationSpec]
+) -> Mapping[str, LinkConstants]:
+    """`constants` with the measured behaviour of a topology's own links in place.
+
+    The step overhead and efficiency given are those of the Simple protocol; the others keep their ratio to it.
+    """
+    if not calibration:
+        return constants
+    merged = dict(constants)
+    for kind, spec in calibration.items():
+        where = f"calibration.{kind}"
+        methods = {}
+        for name, method in constants[kind].methods.items():
+            simple = constants[kind].methods.get(f"{name.split('/')[0]}/Simple", method)
+            step_s, efficiency, start_s = method.step_s, method.efficiency, method.start_s
+            if spec.step_overhead is not None:
+                step_s = units.parse(spec.step_overhead, "s", where) * (method.step_s / simple.step_s)
+            if spec.efficiency is not None:
+                efficiency = min(1.0, spec.efficiency * method.efficiency / simple.efficiency)
+            if spec.start is not None:
+                start_s = units.parse(spec.start, "s", where)
+            methods[name] = replace(method, step_s=step_s, efficiency=efficiency, start_s=start_s)
+        merged[kind] = replace(constants[kind], methods=methods, source=spec.source)
+    return merged
+
+
+def _fastest_kind(topology: Topology, gpu: str) -> str:
+    """Kind of the widest link of a GPU: it names the generation whose launch costs apply."""
+    edges = [data for _, _, data in topology.graph.out_edges(gpu, data=True)]
+    if not edges:
+        raise InputError(topology.name, f"{gpu} cannot be reached: it has no link")
+    order = [*DIRECT_KINDS, *PCIE_KINDS]
+    return str(max(edges, key=lambda data: (data["kind"] in DIRECT_KINDS, -order.index(data["kind"])))["kind"])

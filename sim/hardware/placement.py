@@ -1,0 +1,134 @@
+"""Which GPU holds which rank: tensor-parallel groups, pipeline stages, replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim import units
+from sim.errors import InputError, nearest
+from sim.hardware.topology import Topology
+from sim.hardware.topology_language import NETWORK_KINDS
+
+Placement = list[list[list[str]]]
+"""GPU names as [replica][pipeline stage][tensor-parallel rank]."""
+_WHERE = "deployment.placement"
+
+
+def place(
+    topology: Topology, tensor: int, pipeline: int, data: int, placement: str | Sequence[str] = "pack"
+) -> Placement:
+    """GPU names as [replica][stage][rank].
+
+    Args:
+        tensor, pipeline, data: parallel sizes.
+        placement: `pack` keeps every tensor-parallel group inside as few nodes as it can and fills nodes in order, so
+            stages fall across nodes; `spread` deals ranks to the nodes in turn; or GPU names in the order replica, stage,
+            rank.
+
+    Raises:
+        InputError: too few GPUs, an unknown policy, or a list with a wrong length, an unknown or a repeated name.
+    """
+    needed = tensor * pipeline * data
+    if needed > len(topology.gpus):
+        raise InputError(
+            "deployment",
+            f"tensor {tensor} x pipeline {pipeline} x data {data} needs {needed} GPUs, {topology.name} has {len(topology.gpus)}",
+            "raise the topology's `nodes` or lower a parallel size",
+        )
+    if not isinstance(placement, str):
+        groups = _listed(topology, list(placement), needed, tensor)
+    elif placement == "pack":
+        groups = _packed(topology, tensor, pipeline * data)
+    elif placement == "spread":
+        groups = _spread(topology, tensor, pipeline * data)
+    else:
+        raise InputError(
+            _WHERE, f"got '{placement}'", f"{nearest(placement, ['pack', 'spread'])} or a list of GPU names"
+        )
+    return [groups[replica * pipeline : (replica + 1) * pipeline] for replica in range(data)]
+
+
+def crossings(topology: Topology, placement: Placement) -> list[str]:
+    """What this placement makes cross a network or leave NVLink, one sentence each; empty when nothing does."""
+    lines = []
+    for r, stages in enumerate(placement):
+        for s, group in enumerate(stages):
+            line = _group_crossing(topology, group)
+            if line:
+                lines.append(f"replica {r} stage {s}: {line}")
+        for s, (before, after) in enumerate(zip(stages, stages[1:], strict=False)):
+            kind, rate = _slowest(topology, before[0], after[0])
+            if kind in NETWORK_KINDS:
+                lines.append(
+                    f"replica {r}: the hand-over from stage {s} to {s + 1} crosses {kind} at "
+                    f"{units.format_rate(rate)} a direction ({before[0]} to {after[0]})"
+                )
+    return lines
+
+
+def _group_crossing(topology: Topology, group: list[str]) -> str:
+    nodes = list(dict.fromkeys(topology.node_of[gpu] for gpu in group))
+    if len({topology.domain(gpu) for gpu in group}) == 1:
+        return ""
+    pairs = [_slowest(topology, a, b) for a, b in zip(group, group[1:] + group[:1], strict=True)]
+    kind, rate = min(pairs, key=lambda pair: (pair[0] not in NETWORK_KINDS, pair[1]))
+    if kind in NETWORK_KINDS:
+        return (
+            f"every all-reduce of its {len(group)} GPUs crosses {kind} between {len(nodes)} nodes "
+            f"({', '.join(nodes)}), {units.format_rate(rate)} a direction at its slowest edge"
+        )
+    return f"its {len(group)} GPUs share no NVLink: every all-reduce goes over {kind} at {units.format_rate(rate)} a direction"
+
+
+def _slowest(topology: Topology, a: str, b: str) -> tuple[str, float]:
+    """Kind and bandwidth of the edge that limits the path; a network edge before any other."""
+    edges = [topology.graph.edges[edge] for edge in topology.path(a, b)]
+    worst = min(edges, key=lambda edge: (edge["kind"] not in NETWORK_KINDS, edge["bandwidth_bytes_per_s"]))
+    return str(worst["kind"]), float(worst["bandwidth_bytes_per_s"])
+
+
+def _packed(topology: Topology, size: int, count: int) -> list[list[str]]:
+    """`count` groups of `size`: the first node with room, else whole nodes in order."""
+    free: dict[str, list[str]] = {}
+    for gpu in topology.gpus:
+        free.setdefault(topology.node_of[gpu], []).append(gpu)
+    full = {node: len(gpus) for node, gpus in free.items()}
+    groups = []
+    for _ in range(count):
+        room = next((node for node, gpus in free.items() if len(gpus) >= size), None)
+        if room is not None:
+            groups.append(_take(free, [room], size))
+            continue
+        whole = [node for node, gpus in free.items() if len(gpus) == full[node]]
+        enough = sum(full[node] for node in whole) >= size
+        groups.append(_take(free, whole if enough else list(free), size))
+    return groups
+
+
+def _take(free: dict[str, list[str]], nodes: list[str], size: int) -> list[str]:
+    group: list[str] = []
+    for node in nodes:
+        missing = size - len(group)
+        group += free[node][:missing]
+        free[node] = free[node][missing:]
+        if not free[node]:
+            del free[node]
+        if len(group) == size:
+            break
+    return group
+
+
+def _spread(topology: Topology, size: int, count: int) -> list[list[str]]:
+    index = topology.graph.nodes(data="index")
+    dealt = sorted(topology.gpus, key=lambda gpu: (index[gpu], int(topology.node_of[gpu][1:])))
+    return [dealt[start * size : (start + 1) * size] for start in range(count)]
+
+
+def _listed(topology: Topology, names: list[str], needed: int, size: int) -> list[list[str]]:
+    if len(names) != needed:
+        raise InputError(_WHERE, f"got {len(names)} GPU names", f"{needed}: every rank of every stage of every replica")
+    topology.check_gpus(names, _WHERE)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(_WHERE, f"'{twice}' is named twice", "a GPU holds one rank")
+    return [names[start : start + size] for start in range(0, needed, size)]

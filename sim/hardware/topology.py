@@ -1,0 +1,176 @@
+"""A cluster as a directed graph: GPUs, switches and NICs joined by links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import yaml
+
+from sim.errors import InputError, nearest
+from sim.hardware.topology_build import GraphBuilder
+from sim.hardware.topology_language import DIRECT_KINDS, CalibrationSpec, TopologySpec, read_spec
+
+Edge = tuple[str, str]
+"""A directed edge of the graph, from and to."""
+
+# a GPU passes traffic on only where no switch does: relaying costs a kernel, here far more latency than any wire
+_RELAY_S = 1e-3
+
+
+@dataclass(slots=True)
+class Topology:
+    """A cluster. `graph` is an nx.DiGraph whose edges carry bandwidth_bytes_per_s, latency_s and kind."""
+
+    name: str
+    graph: nx.DiGraph
+    gpus: list[str]
+    """GPU names in order of node and index: n0.g0, n0.g1, ..."""
+    node_of: dict[str, str]
+    gpu_kind: dict[str, str]
+    """The catalogue name of each GPU."""
+    gpu_speed: dict[str, float] = field(default_factory=dict)
+    """Relative speed of the GPUs that an override makes slow (or fast); the others have 1."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, CalibrationSpec] = field(default_factory=dict)
+    source: str = ""
+    _paths: dict[Edge, tuple[Edge, ...]] = field(default_factory=dict)
+    _domains: dict[str, int] = field(default_factory=dict)
+
+    def path(self, a: str, b: str) -> tuple[Edge, ...]:
+        """The directed edges from `a` to `b` with the least latency; through another GPU only if nothing else leads there.
+
+        Raises:
+            InputError: `b` cannot be reached from `a`; names it.
+        """
+        found = self._paths.get((a, b))
+        if found is None:
+            found = self._paths[a, b] = self._search(a, b)
+        return found
+
+    def bandwidth_bytes_per_s(self, a: str, b: str) -> float:
+        """Bandwidth of the slowest edge on the path from `a` to `b`."""
+        return min(float(self.graph.edges[edge]["bandwidth_bytes_per_s"]) for edge in self.path(a, b))
+
+    def latency_s(self, a: str, b: str) -> float:
+        """Sum of the edge latencies on the path from `a` to `b`."""
+        return sum(float(self.graph.edges[edge]["latency_s"]) for edge in self.path(a, b))
+
+    def host_path(self, gpu: str) -> tuple[Edge, ...]:
+        """The directed edges from `gpu` to the memory of its nearest socket (the way of a KV block swapped out).
+
+        Raises:
+            InputError: the node has no component of type cpu.
+        """
+        self.check_gpus([gpu], self.name)
+        sockets = [name for name, data in self.graph.nodes(data=True)
+                   if data["type"] == "cpu" and data["node"] == self.node_of[gpu]]  # fmt: skip
+        if not sockets:
+            raise InputError(self.name, f"{gpu} has no host to swap to", "give the node a component of type cpu")
+        return min((self.path(gpu, cpu) for cpu in sockets), key=len)
+
+    def domain(self, gpu: str) -> int:
+        """Number of the group of GPUs that reach each other over NVLink or Infinity Fabric alone."""
+        if not self._domains:
+            direct = nx.Graph()
+            direct.add_nodes_from(self.gpus)
+            direct.add_edges_from((a, b) for a, b, kind in self.graph.edges(data="kind") if kind in DIRECT_KINDS)
+            for number, members in enumerate(nx.connected_components(direct)):
+                self._domains.update(dict.fromkeys(members, number))
+        return self._domains[gpu]
+
+    def check_gpus(self, names: list[str], where: str) -> None:
+        """Raise InputError naming the first of `names` that is no GPU of this cluster."""
+        for name in names:
+            if name not in self.node_of:
+                raise InputError(where, f"no GPU is called '{name}' in {self.name}", nearest(name, self.gpus))
+
+    def _search(self, a: str, b: str) -> tuple[Edge, ...]:
+        succ = self.graph.adj
+        if b in succ[a] and succ[a][b]["kind"] in DIRECT_KINDS:
+            return ((a, b),)
+
+        def weight(u: str, v: str, data: Mapping[str, Any]) -> float:
+            relay = _RELAY_S if u != a and u in self.node_of else 0.0
+            return float(data["latency_s"]) + 1e-12 + relay
+
+        try:
+            _, hops = nx.bidirectional_dijkstra(self.graph, a, b, weight)
+        except (nx.NetworkXNoPath, nx.NodeNotFound):
+            raise InputError(self.name, f"{b} cannot be reached from {a}", "no chain of links joins them") from None
+        return tuple(zip(hops, hops[1:], strict=False))
+
+
+def load_topology(name_or_path: str | Path, parameters: Mapping[str, Any], gpu: str | None = None) -> Topology:
+    """The cluster that a topology file describes.
+
+    Args:
+        name_or_path: a catalogue name ("dgx-h100") or the path of a YAML file.
+        parameters: values for the file's parameters (`nodes`, ...), and `overrides`, a list of degraded or missing links
+            and slow GPUs beside those in the file.
+        gpu: catalogue name of the GPU that stands in for the file's own.
+
+    Raises:
+        InputError: the file is missing or wrong, or a parameter is unknown.
+    """
+    from sim import catalogue
+
+    path = catalogue.resolve("topologies", str(name_or_path), "cluster.topology")
+    data = _with_base(path)
+    given = dict(parameters)
+    overrides = given.pop("overrides", [])
+    data["overrides"] = [*data.get("overrides", []), *overrides]
+    return build_topology(data, given, path.name, gpu)
+
+
+def build_topology(
+    data: Mapping[str, Any], parameters: Mapping[str, Any], where: str, gpu: str | None = None
+) -> Topology:
+    """The cluster that `data`, the content of a topology file, describes; arguments and errors as load_topology."""
+    spec = read_spec(data, where)
+    values = _parameters(spec, parameters, where)
+    builder = GraphBuilder(spec, values, where)
+    graph = builder.build()
+    gpus = [name for name, kind in graph.nodes(data="type") if kind == "gpu"]
+    return Topology(
+        name=spec.name,
+        graph=graph,
+        gpus=gpus,
+        node_of={name: graph.nodes[name]["node"] for name in gpus},
+        gpu_kind=dict.fromkeys(gpus, gpu or spec.gpu),
+        gpu_speed=builder.speed,
+        parameters=values,
+        calibration=dict(spec.calibration),
+        source=spec.source,
+    )
+
+
+def _parameters(spec: TopologySpec, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for name, value in given.items():
+        if name not in spec.parameters:
+            raise InputError(f"{where}: parameters.{name}", "unknown parameter", nearest(name, spec.parameters))
+        if isinstance(value, str) != isinstance(spec.parameters[name], str):
+            raise InputError(f"{where}: parameters.{name}", f"got {value!r}", f"such as {spec.parameters[name]!r}")
+    return {**spec.parameters, **given}
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    """The content of a topology file; what it says stands over the file that `base` names, beside it."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(path.name, f"is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(path.name, "holds no topology", "name:, gpu:, parameters:, node: ...")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    from sim import catalogue
+
+    beside = path.parent / f"{base}.yaml"
+    under = _with_base(beside if beside.exists() else catalogue.resolve("topologies", str(base), f"{path.name}: base"))
+    parameters = {**under.get("parameters", {}), **data.get("parameters", {})}
+    return {**under, **data, "parameters": parameters}
