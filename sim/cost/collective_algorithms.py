@@ -11,6 +11,7 @@ NVLS; Graham et al., "SHARP" (2016).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from sim.cost.collective_constants import LOCAL_COPY
@@ -38,9 +39,9 @@ class Group:
     def __len__(self) -> int:
         return len(self.gpus)
 
-    def hop(self, a: str, b: str, count: int = 1) -> Hop:
+    def hop(self, a: str, b: str, steps: int = 1) -> Hop:
         path = self.topology.path(a, b)
-        return Hop(path_kind(self.topology, path), count, self.topology.latency_s(a, b))
+        return Hop(path_kind(self.topology, path), steps, self.topology.latency_s(a, b))
 
     def slowest_hop(self, pairs: Sequence[tuple[str, str]], count: int) -> Hop:
         """`count` steps over the pair with the highest latency; a network before anything else."""
@@ -108,15 +109,15 @@ def tree(group: Group, op: str) -> Plan:
         share = 1 / group.channels
         chains = [members[channel % len(members) :] + members[: channel % len(members)] for members in group.nodes]
         for chain in chains:
-            for parent, child in zip(chain, chain[1:], strict=False):
+            for parent, child in itertools.pairwise(chain):
                 _tree_flow(phase, group, parent, child, share, both_ways)
         heads = [chain[0] for chain in chains]
-        for parent, child in _double_tree(len(heads)):
-            _tree_flow(phase, group, heads[parent], heads[child], share / 2, both_ways)
+        for upper, lower in _double_tree(len(heads)):
+            _tree_flow(phase, group, heads[upper], heads[lower], share / 2, both_ways)
     ways = 2 if both_ways else 1
     longest = max(group.nodes, key=len)
     if len(longest) > 1:
-        pairs = list(zip(longest, longest[1:], strict=False))
+        pairs = list(itertools.pairwise(longest))
         phase.hops.append(group.slowest_hop(pairs, ways * (len(longest) - 1)))
     if len(group.nodes) > 1:
         phase.hops.append(_across(group, ways * depth(len(group.nodes))))
@@ -142,7 +143,7 @@ def _double_tree(nodes: int) -> list[tuple[int, int]]:
 
 def _across(group: Group, count: int) -> Hop:
     firsts = [members[0] for members in group.nodes]
-    return group.slowest_hop(list(zip(firsts, firsts[1:], strict=False)), count)
+    return group.slowest_hop(list(itertools.pairwise(firsts)), count)
 
 
 def in_switch(group: Group, switch: str, family: str, launch: str, protocols: tuple[str, ...]) -> Plan:
@@ -212,7 +213,7 @@ def _inside(group: Group, switch_inside: bool) -> tuple[Phase, Phase]:
                 phase.add_flow(group.topology, switch, gpu, back)
         steps = 1 if switch is not None else m - 1
         for phase in (scatter, gather):
-            phase.hops = [inner.slowest_hop(list(zip(members, members[1:], strict=False)), steps)]
+            phase.hops = [inner.slowest_hop(list(itertools.pairwise(members)), steps)]
     return scatter, gather
 
 

@@ -35,7 +35,7 @@ class Hop(NamedTuple):
 
     kind: str
     """The kind of link that the software sees on their path."""
-    count: int
+    steps: int
     wire_s: float
     """Sum of the edge latencies of one of them."""
 
@@ -54,7 +54,7 @@ class Phase:
 
     @property
     def steps(self) -> int:
-        return sum(hop.count for hop in self.hops)
+        return sum(hop.steps for hop in self.hops)
 
     def add_flow(self, topology: Topology, a: str, b: str, share: float) -> None:
         """Load the path from `a` to `b` with `share` of the size."""
@@ -111,7 +111,7 @@ class Price:
         for phase in plan.phases:
             methods = {kind: _method(constants[kind].methods, phase.family, protocol) for kind in phase.loads}
             self.launch_s += max((method.start_s for method in methods.values()), default=0.0)
-            self.latency_s += sum(hop.count * (hop.wire_s + methods[hop.kind].step_s) for hop in phase.hops)
+            self.latency_s += sum(hop.steps * (hop.wire_s + methods[hop.kind].step_s) for hop in phase.hops)
             self._phases.append(self._rows(topology, plan, phase, methods))
 
     def bandwidth_s(self, sizes: Floats) -> Floats:

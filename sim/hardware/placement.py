@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from sim import units
@@ -56,7 +57,7 @@ def crossings(topology: Topology, placement: Placement) -> list[str]:
             line = _group_crossing(topology, group)
             if line:
                 lines.append(f"replica {r} stage {s}: {line}")
-        for s, (before, after) in enumerate(zip(stages, stages[1:], strict=False)):
+        for s, (before, after) in enumerate(itertools.pairwise(stages)):
             kind, rate = _slowest(topology, before[0], after[0])
             if kind in NETWORK_KINDS:
                 lines.append(

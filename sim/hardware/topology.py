@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ Edge = tuple[str, str]
 
 # a GPU passes traffic on only where no switch does: relaying costs a kernel, here far more latency than any wire
 _RELAY_S = 1e-3
+# breaks ties of latency: fewer hops first, and every GPU its own NIC where several are as near
+_TIE_S = 1e-9
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Topology:
     calibration: dict[str, CalibrationSpec] = field(default_factory=dict)
     source: str = ""
     _paths: dict[Edge, tuple[Edge, ...]] = field(default_factory=dict)
+    _node_sizes: dict[str, tuple[list[str], int]] = field(default_factory=dict)
     _domains: dict[str, int] = field(default_factory=dict)
 
     def path(self, a: str, b: str) -> tuple[Edge, ...]:
@@ -88,20 +92,36 @@ class Topology:
             if name not in self.node_of:
                 raise InputError(where, f"no GPU is called '{name}' in {self.name}", nearest(name, self.gpus))
 
+    def _own_nic(self, gpu: str) -> str | None:
+        """The NIC that stands beside `gpu` by number: eight GPUs with four NICs share them two by two."""
+        node = self.node_of[gpu]
+        counts = self._node_sizes.get(node)
+        if counts is None:
+            data = self.graph.nodes(data=True)
+            nics = [name for name, d in data if d["type"] == "nic" and d["node"] == node]
+            counts = self._node_sizes[node] = (nics, sum(other == node for other in self.node_of.values()))
+        nics, gpus = counts
+        return nics[self.graph.nodes[gpu]["index"] * len(nics) // gpus] if nics else None
+
     def _search(self, a: str, b: str) -> tuple[Edge, ...]:
         succ = self.graph.adj
         if b in succ[a] and succ[a][b]["kind"] in DIRECT_KINDS:
             return ((a, b),)
 
+        own = {self._own_nic(end) for end in (a, b) if end in self.node_of}
+        ends = {self.node_of.get(a), self.node_of.get(b)}
+
         def weight(u: str, v: str, data: Mapping[str, Any]) -> float:
             relay = _RELAY_S if u != a and u in self.node_of else 0.0
-            return float(data["latency_s"]) + 1e-12 + relay
+            entered = self.graph.nodes[v]
+            detour = _TIE_S if entered["type"] == "nic" and v not in own and entered["node"] in ends else 0.0
+            return float(data["latency_s"]) + _TIE_S / 1e3 + relay + detour
 
         try:
             _, hops = nx.bidirectional_dijkstra(self.graph, a, b, weight)
         except (nx.NetworkXNoPath, nx.NodeNotFound):
             raise InputError(self.name, f"{b} cannot be reached from {a}", "no chain of links joins them") from None
-        return tuple(zip(hops, hops[1:], strict=False))
+        return tuple(itertools.pairwise(hops))
 
 
 def load_topology(name_or_path: str | Path, parameters: Mapping[str, Any], gpu: str | None = None) -> Topology:
