@@ -67,7 +67,7 @@ def make_result(
         "steps": step_table,
         "irregular_gaps_s": np.asarray(irregular_gaps_s, dtype=np.float64),
         "ledger": None,
-        "walls_ms_per_token": {"weights_read": 12.0, "kv_read": 3.0, "all_reduce_latency": 2.0},
+        "walls_ms_per_token": {"weights_read": 12.0, "kv_read": 3.0, "collective_latency": 2.0},
         "self_checks": [{"name": "tokens conserved", "held": True, "detail": ""}],
         "status": "done",
         "events": 100,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.gaps import Floats
-from sim.results.metrics import CUT, FINISHED, REJECTED, segment_s
+from sim.results.metrics import CUT, FINISHED, REJECTED, in_system, peak_concurrency, segment_s
 from sim.results.result import Columns
 
 RELATIVE = 1e-9
@@ -23,26 +23,26 @@ def run_checks(
     requests: Columns,
     steps: Columns,
     irregular_gaps_s: Floats,
-    simulated_seconds: float,
+    end_s: float,
     min_iteration_s: Floats | float = 0.0,
     concurrency: int | None = None,
 ) -> list[Check]:
     """Every law on the records of one run, in a fixed order.
 
     Args:
-        simulated_seconds: when the run ended.
+        end_s: when the clock stopped, or the last client had its last token, whichever is later.
         min_iteration_s: for each segment (or all alike), the bytes an iteration must read over the HBM bandwidth.
         concurrency: users of a closed loop; None for an open one.
     """
     checks = [
         requests_add_up(requests),
         tokens_conserved(requests),
-        life_in_order(requests, simulated_seconds),
-        littles_law(requests, simulated_seconds),
+        life_in_order(requests, end_s),
+        littles_law(requests, end_s),
         gaps_add_up(requests, steps, irregular_gaps_s),
         no_iteration_too_short(steps, min_iteration_s),
     ]
-    return checks if concurrency is None else [*checks, closed_loop_bound(requests, concurrency)]
+    return checks if concurrency is None else [*checks, closed_loop_bound(requests, concurrency, end_s)]
 
 
 def _check(name: str, held: bool | np.bool_, detail: str) -> Check:
@@ -70,34 +70,34 @@ def tokens_conserved(requests: Columns) -> Check:
     return _check("tokens conserved", whole and total == int(asked.sum()), detail)
 
 
-def life_in_order(requests: Columns, simulated_seconds: float) -> Check:
+def life_in_order(requests: Columns, end_s: float) -> Check:
     """Arrival <= scheduled <= first token <= finish <= end of the run, for every request as far as it came."""
     finished = requests["status"] == FINISHED
     stamps = [requests[name] for name in ("arrival_s", "scheduled_s", "first_token_s", "finish_s")]
     # NaN compares as False: a stamp that is missing is no disorder, save for a finished request, which needs all four
     disorder = sum(int((later < earlier).sum()) for earlier, later in itertools.pairwise(stamps))
-    disorder += int((stamps[3] > simulated_seconds * (1 + RELATIVE)).sum())
+    disorder += int((stamps[3] > end_s * (1 + RELATIVE)).sum())
     disorder += sum(int(np.isnan(stamp[finished]).sum()) for stamp in stamps)
     return _check("life in order", disorder == 0, f"{disorder} stamps out of order in {len(finished)} requests")
 
 
-def littles_law(requests: Columns, simulated_seconds: float) -> Check:
+def littles_law(requests: Columns, end_s: float) -> Check:
     """Mean number in the system = throughput x mean time in it, the left side as the exact integral over events."""
-    arrived = ~np.isnan(requests["arrival_s"]) & (requests["status"] != REJECTED)
+    arrived = in_system(requests, end_s)
     arrival = requests["arrival_s"][arrived]
     finish = requests["finish_s"][arrived]
-    left = np.where(np.isnan(finish), simulated_seconds, finish)
-    if not len(arrival) or simulated_seconds <= 0:
+    left = np.where(np.isnan(finish), end_s, finish)
+    if not len(arrival) or end_s <= 0:
         return _check("Little's law", True, "nobody was in the system")
     times = np.concatenate([arrival, left])
     change = np.concatenate([np.ones(len(arrival)), -np.ones(len(left))])
     order = np.argsort(times, kind="stable")
     inside = np.cumsum(change[order])
     integral = float((inside[:-1] * np.diff(times[order])).sum())
-    number = integral / simulated_seconds
-    product = len(arrival) / simulated_seconds * float((left - arrival).mean())
+    number = integral / end_s
+    product = len(arrival) / end_s * float((left - arrival).mean())
     held = abs(number - product) <= RELATIVE * max(abs(number), abs(product)) and inside.min() >= 0
-    detail = f"{number:.6g} in the system; {len(arrival) / simulated_seconds:.6g}/s x {(left - arrival).mean():.6g} s"
+    detail = f"{number:.6g} in the system; {len(arrival) / end_s:.6g}/s x {(left - arrival).mean():.6g} s"
     return _check("Little's law", held, detail)
 
 
@@ -132,9 +132,7 @@ def no_iteration_too_short(steps: Columns, min_iteration_s: Floats | float) -> C
     return _check("no iteration too short", not short.any(), detail)
 
 
-def closed_loop_bound(requests: Columns, concurrency: int) -> Check:
-    """A closed loop never has more requests in flight than users, nor more finished than its users could have."""
-    from sim.results.metrics import peak_concurrency
-
-    peak = peak_concurrency(requests)
+def closed_loop_bound(requests: Columns, concurrency: int, end_s: float) -> Check:
+    """A closed loop never has more requests in flight than users."""
+    peak = peak_concurrency(requests, end_s)
     return _check("closed loop", peak <= concurrency, f"at most {peak} in flight for {concurrency} users")

@@ -153,3 +153,11 @@ def self_checks_line(self_checks: Sequence[Mapping[str, Any]]) -> str:
         + ", ".join(c["name"] for c in self_checks)
         + ")"
     )
+
+
+def memory_answer(ledger: Any) -> str:
+    """What `twowalls memory` prints: the ledger, whether it fits, and what would make it fit."""
+    lines = [memory_table(ledger), "", "It fits." if ledger.fits else "It does NOT fit."]
+    if ledger.suggestions:
+        lines += ["What would help:", *(_item(suggestion) for suggestion in ledger.suggestions)]
+    return "\n".join(lines)

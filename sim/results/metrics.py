@@ -28,11 +28,11 @@ FINISHED, REJECTED, CUT = 0, 1, 2
 
 def summarise(result: Result) -> dict[str, Any]:
     """The summary of a run: vLLM's keys in vLLM's order, then ours; None where there is nothing to measure."""
-    requests, duration = result.requests, result.simulated_seconds
+    requests, duration = result.requests, result.end_s
     finished = requests["status"] == FINISHED
     generated, total_input = int(requests["generated_tokens"].sum()), int(requests["input_tokens"][finished].sum())
     total_output = int(requests["generated_tokens"][finished].sum())
-    samples = _latencies(requests, _measured(result))
+    samples = latencies(result)
     good = _good_requests(samples, result.slo_s) if result.slo_s else None
 
     def rate(count: float) -> float | None:
@@ -42,33 +42,42 @@ def summarise(result: Result) -> dict[str, Any]:
         **_setup(result),
         "duration": duration,
         "completed": int(finished.sum()),
-        "failed": int((~finished & ~np.isnan(requests["arrival_s"])).sum()),
+        "failed": int((~finished & (requests["arrival_s"] <= duration)).sum()),
         "total_input_tokens": total_input,
         "total_output_tokens": total_output,
         "request_throughput": rate(int(finished.sum())),
         "request_goodput": None if good is None else rate(int(good.sum())),
         "output_throughput": rate(total_output),
         "total_token_throughput": rate(total_input + total_output),
-        "max_output_tokens_per_s": peak_tokens_per_s(result.steps, requests),
-        "max_concurrent_requests": peak_concurrency(requests),
+        "max_output_tokens_per_s": peak_tokens_per_s(result),
+        "max_concurrent_requests": peak_concurrency(requests, duration),
         "rtfx": 0.0,
     }
     for name in LATENCIES:
         statistics = gap_statistics(gap_pool(result)) if name == "itl" else statistics_of(samples[name])
         summary |= _named(name, statistics)
-    summary |= {f"{key}_queue_ms": value for key, value in statistics_of(samples["queue"]).items()}
+    summary |= {f"{key}_queue_time_ms": value for key, value in statistics_of(samples["queue_time"]).items()}
     measured = len(samples["e2el"])
     tpot_s = (summary["median_tpot_ms"] or 0.0) / 1e3
     summary |= {
-        "goodput_share": None if good is None or not measured else int(good.sum()) / measured,
+        "slo_attainment": None if good is None or not measured else int(good.sum()) / measured,
         "output_tokens_per_s_per_user": 1 / tpot_s if tpot_s else None,
         "output_throughput_per_gpu": None if not duration else total_output / duration / result.num_gpus,
         "generated_tokens": generated,
         "rejected": int((requests["status"] == REJECTED).sum()),
         "cut": int((requests["status"] == CUT).sum()),
+        "prefix_cache_hit_rate": _hit_rate(requests),
+        "preemptions": result.preemptions,
         "warmup_requests": int(result.workload.get("warmup_requests") or 0),
     }
     return summary
+
+
+def _hit_rate(requests: Columns) -> float | None:
+    """Prompt tokens found in the prefix cache over the prompt tokens of all requests that were scheduled."""
+    scheduled = ~np.isnan(requests["scheduled_s"])
+    asked = int(requests["input_tokens"][scheduled].sum())
+    return int(requests["cached_tokens"][scheduled].sum()) / asked if asked else None
 
 
 def _setup(result: Result) -> dict[str, Any]:
@@ -105,8 +114,9 @@ def _arrival_order(arrival_s: Floats) -> Ints:
     return np.argsort(arrival_s, kind="stable")
 
 
-def _latencies(requests: Columns, measured: NDArray[np.bool_]) -> dict[str, Floats]:
-    """Seconds of each measured request; `tpot` only where there is more than one token."""
+def latencies(result: Result) -> dict[str, Floats]:
+    """Seconds of each measured request (ttft, e2el, queue_time); `tpot` only where there is more than one token."""
+    requests, measured = result.requests, _measured(result)
     arrival, first = requests["arrival_s"][measured], requests["first_token_s"][measured]
     finish, tokens = requests["finish_s"][measured], requests["generated_tokens"][measured]
     several = tokens > 1
@@ -116,7 +126,7 @@ def _latencies(requests: Columns, measured: NDArray[np.bool_]) -> dict[str, Floa
         "tpot": decode_s[several] / (tokens[several] - 1),
         "tpot_or_0": decode_s / np.maximum(tokens - 1, 1),
         "e2el": finish - arrival,
-        "queue": requests["scheduled_s"][measured] - arrival,
+        "queue_time": requests["scheduled_s"][measured] - arrival,
     }
 
 
@@ -160,7 +170,7 @@ def gap_pool(result: Result) -> GapPool:
     weight = np.asarray(steps["itl_tokens"], dtype=np.int64)
     warmup = _warmup(result)
     if warmup.any():
-        weight = np.maximum(weight - _decoding(steps, result.requests, warmup), 0)
+        weight = np.maximum(weight - _decoding(result, warmup), 0)
     return GapPool(
         first_s=np.asarray(steps["first_s"], dtype=np.float64),
         growth_s=np.asarray(steps["growth_s"], dtype=np.float64),
@@ -176,12 +186,13 @@ def segment_s(steps: Columns) -> Floats:
     return np.asarray(k * steps["first_s"] + steps["growth_s"] * k * (k - 1) / 2, dtype=np.float64)
 
 
-def _decoding(steps: Columns, requests: Columns, chosen: NDArray[np.bool_]) -> Ints:
+def _decoding(result: Result, chosen: NDArray[np.bool_]) -> Ints:
     """How many of the `chosen`, never preempted requests decode in each segment.
 
     A batch does not change within a segment, so the middle of the segment decides."""
+    steps, requests = result.steps, result.requests
     chosen = chosen & (requests["preemptions"] == 0) & ~np.isnan(requests["finish_s"])
-    middle = np.asarray(steps["start_s"]) + segment_s(steps) / 2
+    middle = _middle_s(result)
     found = np.zeros(len(middle), dtype=np.int64)
     for replica in np.unique(requests["replica"][chosen]):
         here, mine = steps["replica"] == replica, chosen & (requests["replica"] == replica)
@@ -191,11 +202,17 @@ def _decoding(steps: Columns, requests: Columns, chosen: NDArray[np.bool_]) -> I
     return found
 
 
-def peak_tokens_per_s(steps: Columns, requests: Columns) -> float | None:
+def _middle_s(result: Result) -> Floats:
+    """The middle of each segment on the clock of the request stamps."""
+    return np.asarray(result.steps["start_s"] + segment_s(result.steps) / 2 + result.exit_s, dtype=np.float64)
+
+
+def peak_tokens_per_s(result: Result) -> float | None:
     """The most output tokens in one whole second since the first arrival (vLLM's `max_output_tokens_per_s`)."""
+    steps = result.steps
     if not len(steps["start_s"]):
         return None
-    origin = float(np.nanmin(requests["arrival_s"]))
+    origin = float(np.nanmin(result.requests["arrival_s"])) - result.exit_s
     end = float((steps["start_s"] + segment_s(steps)).max())
     seconds = np.zeros(int(end - origin) + 2)
     start, first, growth = steps["start_s"] - origin, steps["first_s"], steps["growth_s"]
@@ -206,19 +223,24 @@ def peak_tokens_per_s(steps: Columns, requests: Columns) -> float | None:
     return float(seconds.max())
 
 
-def peak_concurrency(requests: Columns) -> int:
+def peak_concurrency(requests: Columns, end_s: float) -> int:
     """The most requests in the system at one instant.
 
     A request that leaves at the instant another arrives makes room for it. (vLLM counts every request that touches one
     and the same second, so its number can exceed the users of a closed loop; this one cannot.)
     """
-    inside = (requests["status"] != REJECTED) & ~np.isnan(requests["arrival_s"])
+    inside = in_system(requests, end_s)
     arrivals = np.sort(requests["arrival_s"][inside])
     finishes = np.sort(requests["finish_s"][inside])  # NaN (never) sorts last and is never counted
     if not len(arrivals):
         return 0
     gone = np.searchsorted(finishes[~np.isnan(finishes)], arrivals, side="right")
     return int((np.arange(1, len(arrivals) + 1) - gone).max())
+
+
+def in_system(requests: Columns, end_s: float) -> NDArray[np.bool_]:
+    """Which requests were ever in the system: arrived before the run ended, and not turned away."""
+    return np.asarray((requests["status"] != REJECTED) & (requests["arrival_s"] <= end_s))
 
 
 def itls(result: Result, request: int) -> Floats:
@@ -234,7 +256,7 @@ def itls(result: Result, request: int) -> Floats:
     if row["preemptions"]:
         raise InputError("request", f"request {request} was preempted, so its gaps are not whole iterations")
     steps = result.steps
-    middle = steps["start_s"] + segment_s(steps) / 2
+    middle = _middle_s(result)
     end = np.inf if np.isnan(row["finish_s"]) else row["finish_s"]
     mine = np.flatnonzero((steps["replica"] == row["replica"]) & (middle > row["first_token_s"]) & (middle < end))
     gaps = [

@@ -27,11 +27,11 @@ class Result:
 
     scenario: dict[str, Any]
     """The scenario as plain data, defaults filled in: enough to run it again."""
-    requests: Columns
+    requests: Columns = field(repr=False)
     """One row a request."""
-    steps: Columns
+    steps: Columns = field(repr=False)
     """One row a segment of iterations alike."""
-    irregular_gaps_s: NDArray[np.float64]
+    irregular_gaps_s: NDArray[np.float64] = field(repr=False)
     """Gaps of tokens that are not one iteration long."""
     ledger: Any
     """The `MemoryLedger` of the deployment."""
@@ -46,6 +46,10 @@ class Result:
     simulated_seconds: float
     wall_seconds: float
     num_gpus: int
+    kv_blocks: int | None = None
+    """KV blocks of one replica, for the share in use; None where the run does not count blocks."""
+    exit_s: float = 0.0
+    """From a sampled token to the client that reads it: the stamps of requests hold it, the times of steps do not."""
     oom: dict[str, Any] | None = None
     """{time_s, gpu, request, kv_tokens, needed_bytes, free_bytes} when the run ended out of memory."""
     notes: list[str] = field(default_factory=list)
@@ -83,6 +87,13 @@ class Result:
             for name, limit in (self.scenario.get("slo") or {}).items()
             if limit is not None
         }
+
+    @property
+    def end_s(self) -> float:
+        """When the last client had its last token, or the clock stopped, whichever is later."""
+        finishes = self.requests["finish_s"]
+        answered = finishes[~np.isnan(finishes)]
+        return max(self.simulated_seconds, float(answered.max()) if len(answered) else 0.0)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

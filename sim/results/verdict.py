@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from sim import units
-from sim.results.metrics import FINISHED, segment_s
+from sim.results.metrics import FINISHED, in_system, segment_s
 from sim.results.result import Result
 
 CAUSES: dict[str, tuple[str, str]] = {
     "weights_read": ("weights read", "memory"),
     "kv_read": ("KV read", "memory"),
     "compute": ("compute", "compute"),
-    "all_reduce_latency": ("all-reduce latency", "communication"),
-    "all_reduce_bandwidth": ("all-reduce bandwidth", "communication"),
+    "activations": ("activations through HBM", "memory"),
+    "collective_latency": ("all-reduce latency", "communication"),
+    "collective_bandwidth": ("all-reduce bandwidth", "communication"),
     "kernel_fixed": ("kernel fixed cost", "overhead"),
     "engine_overhead": ("engine overhead", "overhead"),
     "queue": ("queue", "queue"),
@@ -30,9 +31,10 @@ _WALLS = {
 _MOVES = {
     "weights_read": "weights in fewer bits, or a larger tensor_parallel_size, shorten the read of the weights",
     "kv_read": "an fp8 KV cache halves the read of the KV cache",
+    "activations": "fused kernels keep activations out of HBM",
     "compute": "fp8 arithmetic, more GPUs or shorter prompts shorten the compute",
-    "all_reduce_latency": "fewer GPUs in the tensor-parallel group, or replicas instead, cut the all-reduce latency",
-    "all_reduce_bandwidth": "faster links, or fewer nodes a tensor-parallel group, cut the all-reduce bandwidth time",
+    "collective_latency": "fewer GPUs in the tensor-parallel group, or replicas instead, cut the all-reduce latency",
+    "collective_bandwidth": "faster links, or fewer nodes a tensor-parallel group, cut the all-reduce bandwidth time",
     "kernel_fixed": "fused kernels, or more users a GPU to share them, cut the kernel fixed cost",
     "engine_overhead": "asynchronous scheduling or a leaner engine preset hides the engine overhead",
     "queue": "room for more KV (fewer bits, more gpu_memory_utilization, more GPUs) or a replica shortens the queue",
@@ -51,7 +53,7 @@ def load_state(result: Result) -> str:
     """
     if result.concurrency is not None:
         return "closed"
-    arrival = np.sort(result.requests["arrival_s"][~np.isnan(result.requests["arrival_s"])])
+    arrival = np.sort(result.requests["arrival_s"][in_system(result.requests, result.end_s)])
     scheduled = np.sort(result.requests["scheduled_s"])
     scheduled = scheduled[~np.isnan(scheduled)]
     count = len(arrival)
@@ -62,15 +64,15 @@ def load_state(result: Result) -> str:
     # two in a hundred left waiting at the end is a queue, not the noise of random arrivals
     if quarters[3] >= max(4.0, 0.02 * count) and quarters[3] > 1.2 * quarters[2] and quarters[2] > quarters[1]:
         return "overloaded"
-    queue, whole = result.summary["mean_queue_ms"], result.summary["mean_e2el_ms"]
+    queue, whole = result.summary["mean_queue_time_ms"], result.summary["mean_e2el_ms"]
     return "backlogged" if queue is not None and queue > 0.25 * whole else "stable"
 
 
 def mean_over_time(result: Result, column: str) -> float:
     """Time average of a column of the steps table (running, waiting), summed over replicas."""
-    if result.simulated_seconds <= 0:
+    if result.end_s <= 0:
         return 0.0
-    return float(np.dot(result.steps[column], segment_s(result.steps))) / result.simulated_seconds
+    return float(np.dot(result.steps[column], segment_s(result.steps))) / result.end_s
 
 
 def peak(result: Result, column: str) -> int:
@@ -146,7 +148,7 @@ def _speed(result: Result) -> list[str]:
         f"First token after {units.format_time(summary['median_ttft_ms'] / 1e3)} in the median,"
         f" {units.format_time(summary['p99_ttft_ms'] / 1e3)} at P99"
     )
-    queued, whole = summary["mean_queue_ms"], summary["mean_e2el_ms"]
+    queued, whole = summary["mean_queue_time_ms"], summary["mean_e2el_ms"]
     text += f"; {queued / whole:.0%} of a request's time is waiting to be scheduled." if queued > 0.01 * whole else "."
     total = f"All together: {summary['output_throughput']:,.0f} output tokens/s"
     if result.num_gpus > 1:
@@ -161,7 +163,7 @@ def _wall(result: Result) -> list[str]:
         return []
     walls: dict[str, float] = {}
     for cause, ms in spent.items():
-        wall = CAUSES[cause][1] if cause in CAUSES else "communication"
+        wall = CAUSES[cause][1] if cause in CAUSES else "overhead"
         walls[wall] = walls.get(wall, 0.0) + ms
     first = max(walls, key=lambda name: walls[name])
     cause = max(spent, key=lambda name: spent[name])
@@ -177,7 +179,7 @@ def _wall(result: Result) -> list[str]:
 
 
 def _objectives(result: Result) -> list[str]:
-    share = result.summary["goodput_share"]
+    share = result.summary["slo_attainment"]
     if share is None:
         return []
     limits = ", ".join(f"{name.upper()} {units.format_time(limit)}" for name, limit in result.slo_s.items())

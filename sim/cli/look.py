@@ -1,0 +1,81 @@
+"""Commands that look at the parts of a deployment without running it: memory, workload, list, schema."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sim.cli.options import Json, Overrides, ScenarioArgument, load_one, print_json
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(memory)
+    app.command()(workload)
+    app.command("list")(list_)
+    app.command()(schema)
+
+
+def memory(scenario: ScenarioArgument, json: Json = False, settings: Overrides = None) -> None:
+    """What fits on each GPU: weights, activations, overhead, KV pool; and what would make it fit.
+
+    Exit code 3 if it does not fit.
+    """
+    from sim.results.console import memory_answer
+    from sim.simulate import plan_memory
+
+    loaded = load_one(scenario, settings)
+    ledger = plan_memory(loaded)
+    if json:
+        print_json({**asdict(ledger), "scenario": loaded.to_dict()})
+    else:
+        print(memory_answer(ledger))
+    raise typer.Exit(0 if ledger.fits else 3)
+
+
+def workload(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A trace file (or a ServeGen folder).")],
+    json: Json = False,
+) -> None:
+    """A trace in numbers: how many requests, how fast, how bursty, how long, how much alike."""
+    from sim.workload.trace_summary import summary
+    from sim.workload.traces import read_trace
+
+    found = summary(read_trace(Path(file)))
+    if json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            print(f"{key}: " + ", ".join(f"{name} {_number(number)}" for name, number in value.items()))
+        else:
+            print(f"{key}: {_number(value)}")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="gpus, models, topologies or scenarios.")],
+    json: Json = False,
+) -> None:
+    """The names that scenario files can use: GPUs, models, topologies, shipped scenarios."""
+    from sim import catalogue
+
+    entries = catalogue.files(kind)
+    if json:
+        print_json({kind: sorted(entries)})
+        return
+    print("\n".join(sorted(entries)))
+
+
+def schema() -> None:
+    """The JSON Schema of a scenario file, for completion in editors."""
+    from sim.scenario import schema_text
+
+    print(schema_text(), end="")

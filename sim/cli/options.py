@@ -1,0 +1,91 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sim.errors import InputError, TwoWallsError
+
+if TYPE_CHECKING:
+    from sim.scenario import Scenario
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, such as deployment.tensor_parallel_size=4."),
+]
+ScenarioArgument = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A scenario file or a shipped scenario's name.")
+]
+
+
+def read_overrides(settings: Sequence[str] | None) -> dict[str, object]:
+    """Values by dotted key; each is read as YAML, so numbers, lists and quantities need no quotes of their own."""
+    from sim.scenario.loading import parse_yaml
+
+    found: dict[str, object] = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise InputError("--set", f"got '{setting}'", "write a key path and a value: engine.max_num_seqs=64")
+        found[key.strip()] = parse_yaml(f"value: {value}", f"--set {key.strip()}")["value"]
+    return found
+
+
+def scenario_files(argument: str) -> list[Path]:
+    """The scenario files that an argument names: a file, all of a folder, or a shipped scenario by name."""
+    from sim import catalogue
+
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml"))
+        if not found:
+            raise InputError(argument, "is a folder without a scenario", "it should hold files ending in .yaml")
+        return found
+    return [catalogue.resolve("scenarios", argument, "SCENARIO")]
+
+
+def load_one(argument: str, settings: Sequence[str] | None = None) -> Scenario:
+    """The one scenario that an argument names, with `--set` applied."""
+    from sim.scenario import Scenario
+
+    files = scenario_files(argument)
+    if len(files) > 1:
+        raise InputError(argument, f"holds {len(files)} scenarios", "name one of them")
+    return Scenario.load(files[0], read_overrides(settings))
+
+
+def load_each(arguments: Sequence[str], overrides: dict[str, object]) -> list[tuple[str, Scenario | TwoWallsError]]:
+    """(name, scenario or what is wrong with it) of every scenario that the arguments name, in order."""
+    from sim.scenario import Scenario
+
+    found: list[tuple[str, Scenario | TwoWallsError]] = []
+    for argument in arguments:
+        try:
+            files = scenario_files(argument)
+        except TwoWallsError as error:
+            found.append((argument, error))
+            continue
+        for file in files:
+            try:
+                found += [(scenario.name, scenario) for scenario in Scenario.load_all(file, overrides)]
+            except TwoWallsError as error:
+                found.append((file.stem, error))
+    return found
+
+
+def print_json(data: Any) -> None:
+    """`data` as JSON on standard output."""
+    from sim.results.export import to_json
+
+    sys.stdout.write(to_json(data))
+
+
+def say(text: str) -> None:
+    """A message beside the answer, on standard error."""
+    print(text, file=sys.stderr)
