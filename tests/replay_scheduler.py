@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from sim.engine.batching import Batch, VllmScheduler
-from sim.engine.sequence import Sequence
+from sim.engine.sequence import DECODING, FINISHED, Sequence
 from sim.engine.versions import scheduler_for
 from sim.workload.content import SegmentContent
 
 
-def expand(ids: str) -> list[int]:
+def expand(ids: str | list[int]) -> list[int]:
     """The ids of "0-3,7": 0, 1, 2, 3, 7."""
+    if isinstance(ids, list):
+        return ids
     out: list[int] = []
     for part in ids.split(",") if ids else []:
         first, _, last = part.partition("-")
@@ -90,8 +92,6 @@ def decisions(scheduler: VllmScheduler, batch: Batch) -> dict[str, Any]:
 
 def decodes_now(seq: Sequence, batch: Batch, chunked: set[Sequence]) -> bool:
     """Whether `seq` decodes in `batch`: it does if it decoded before and did not end before."""
-    from sim.engine.sequence import DECODING
-
     return seq.state == DECODING and seq not in chunked
 
 
@@ -109,8 +109,12 @@ def recorded(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def replay(path: str | Path) -> str | None:
-    """The first difference between the recording and twowalls' scheduler, or None."""
-    header, lines = load(path)
+    """The first difference between the recording in a file and twowalls' scheduler, or None."""
+    return first_difference(*load(path))
+
+
+def first_difference(header: dict[str, Any], lines: list[dict[str, Any]]) -> str | None:
+    """The first difference between recorded iterations and twowalls' scheduler, or None."""
     scheduler, requests = build(header), sequences(header)
     arrivals = defaultdict(list)
     for request in header["requests"]:
@@ -131,6 +135,8 @@ def replay(path: str | Path) -> str | None:
                 return f"iteration {line['i']}: {key} is {mine[key]}, recorded {value}"
     for request in header["requests"]:
         seq = requests[request["id"]]
+        if seq.state != FINISHED:  # a token of it may be in flight where the recording was cut
+            continue
         if (seq.generated_tokens, seq.preemptions) != (request["n_out"], request["n_preempt"]):
             got = f"{seq.generated_tokens} tokens, {seq.preemptions} preemptions"
             return f"request {seq.id}: {got}, recorded {request['n_out']} and {request['n_preempt']}"

@@ -92,6 +92,8 @@ class VllmScheduler:
         self._prefilling: list[Sequence] = []
         self._ending: list[Sequence] = []
         """Their last token is sampled; blocks and places come free in update()."""
+        self._starved: list[Sequence] = []
+        """Decoding sequences that the last schedule() had no budget for."""
         self._admissions = 0
         self._last_decode_order = -1
         """No decoding sequence was admitted later than this (an upper bound)."""
@@ -301,6 +303,7 @@ class VllmScheduler:
                 self.decodes.add(seq, batch.iteration + 1)
                 self._last_decode_order = seq.order
         self._prefilling = [seq for seq in self.running if seq.state == PREFILLING]
+        self._starved = batch.starved
 
     # --- waiting ----------------------------------------------------------------------------------------------------------
 
@@ -361,6 +364,8 @@ class VllmScheduler:
         if not self.limits.async_scheduling:
             self._ending = self.decodes.ended(self.iteration)
         finished, self._ending = self._ending, []
+        if self.prefix_pool is not None and self.limits.async_scheduling:
+            self._register_returned(finished)
         for seq in finished:
             if seq in self.running:
                 self.pool.release(seq)
@@ -369,6 +374,14 @@ class VllmScheduler:
                 self.waiting.remove(seq)
             seq.state = FINISHED
         return finished
+
+    def _register_returned(self, finished: list[Sequence]) -> None:
+        """Keys for blocks whose last token has returned while its request was not scheduled again (A4)."""
+        assert self.prefix_pool is not None
+        for seq in (*finished, *self._starved):
+            if seq in self.running:
+                self.prefix_pool.register(seq, seq.computed_tokens)
+        self._starved = []
 
     def horizon(self) -> int:
         """How many iterations, the one just scheduled included, stay alike if nothing arrives."""

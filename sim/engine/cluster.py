@@ -188,5 +188,3 @@ class Cluster:
             seq = Sequence(self._sent, arrival_s, prompt_tokens, output_tokens, self._max_model_len)
             self._sent += 1
             self.recorder.request(seq, -1, float("nan"), CUT, 0.0)
-
-

@@ -162,7 +162,9 @@ class DecodeSet:
     def compact(self) -> None:
         """Drops stale heap entries once they outnumber the members."""
         if len(self._ends) > 64 + 2 * self.count:
-            self._ends = [e for e in self._ends if e[2].last_iteration == e[0] and e[2].order == e[1] and e[2].state == DECODING]
+            self._ends = [
+                e for e in self._ends if e[2].last_iteration == e[0] and e[2].order == e[1] and e[2].state == DECODING
+            ]
             heapify(self._ends)
 
 

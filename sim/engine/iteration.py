@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from sim.engine.batching import Batch
+from sim.engine.fair_share import Capacity
 
 
 class Pace(NamedTuple):
@@ -40,7 +41,7 @@ class Phase:
 
     name: str
     alone_s: float
-    amounts: Mapping[object, float] = field(default_factory=dict)
+    amounts: Mapping[Capacity, float] = field(default_factory=dict)
     """Bytes on each capacity (edge, HBM) it uses."""
     latency_s: float = 0.0
 

@@ -18,10 +18,9 @@ STEP_COLUMNS = (
     "sampled", "itl_tokens", "running", "waiting", "used_blocks", "preempted",
 )  # fmt: skip
 CHUNK_COLUMNS = ("step", "request", "start", "tokens")
-INTEGER_COLUMNS = frozenset(
-    "id replica input_tokens output_tokens generated_tokens cached_tokens preemptions status iterations prefill_tokens "
-    "prefills decodes context_tokens sampled itl_tokens running waiting used_blocks preempted step request start tokens".split()
-)
+GAP_COLUMNS = ("request", "start_s", "end_s")
+REAL_COLUMNS = frozenset({"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"})
+"""Every other column holds whole numbers."""
 FINISHED, REJECTED, CUT = 0, 1, 2
 """Status of a request: finished, rejected with a reason, or cut by the time limit or the end of the run."""
 
@@ -56,7 +55,7 @@ class Table:
         whole = np.concatenate(self._blocks) if len(self._blocks) > 1 else self._blocks[0]
         self._blocks = [whole]
         return {
-            name: whole[:, i].astype(np.int64) if name in INTEGER_COLUMNS else whole[:, i].copy()
+            name: whole[:, i].copy() if name in REAL_COLUMNS else whole[:, i].astype(np.int64)
             for i, name in enumerate(self.columns)
         }
 
@@ -64,14 +63,20 @@ class Table:
         return sum(len(block) for block in self._blocks) + len(self._rows) // len(self.columns)
 
 
+def window_columns(windows: tuple[int, ...]) -> tuple[str, ...]:
+    """Columns that a model with sliding windows adds to a step: sum of min(length, window), and its growth an iteration."""
+    return tuple(f"window{w}_tokens" for w in windows) + tuple(f"window{w}_growth" for w in windows)
+
+
 class Recorder:
     """Collects requests, steps, prefill chunks and irregular token gaps of one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, windows: tuple[int, ...] = ()) -> None:
         self.requests = Table(REQUEST_COLUMNS)
-        self.steps = Table(STEP_COLUMNS)
+        self.steps = Table(STEP_COLUMNS + window_columns(windows))
         self.chunks = Table(CHUNK_COLUMNS)
-        self.irregular_gaps_s = array("d")
+        self.gaps = Table(GAP_COLUMNS)
+        """Between two tokens of a request that did not come from two iterations in a row."""
         self.num_steps = 0
         self.preemptions = 0
 

@@ -73,6 +73,8 @@ class Replica:
         self._pace = Pace(0.0, 0.0, 1)
         self._start_s = 0.0
         self._planned = 1
+        self._window_tokens: tuple[int, ...] = (0,) * len(cost.windows)
+        self._window_growth: tuple[int, ...] = (0,) * len(cost.windows)
         self._fruitless = 0
 
     # --- arrivals ---------------------------------------------------------------------------------------------------------
@@ -124,9 +126,9 @@ class Replica:
     def _wait(self, delay_s: float) -> None:
         due = Event(self.env)
         due._ok, due._value = True, None
-        due.callbacks.append(self._boundary)  # type: ignore[union-attr]
+        due.callbacks.append(self._boundary)
         self._due = due
-        self.env.schedule(due, BOUNDARY_PRIORITY, delay_s)
+        self.env.schedule(due, BOUNDARY_PRIORITY, delay_s)  # type: ignore[arg-type]  # SimPy compares numbers
 
     def _boundary(self, event: Event) -> None:
         if event is not self._due:
@@ -192,11 +194,12 @@ class Replica:
         scheduler = self.scheduler
         decodes = scheduler.decodes
         windows = decodes.windows
+        tokens: tuple[int, ...] = ()
+        growth: tuple[int, ...] = ()
         if windows:
             tokens = tuple([w.tokens(batch.iteration, batch.decodes) for w in windows])
             growth = tuple([w.below for w in windows])
-        else:
-            tokens = growth = ()
+            self._window_tokens, self._window_growth = tokens, growth
         self._batch, self._start_s = batch, self.env.now
         if self._fluid is not None:
             self._planned = 1
@@ -244,10 +247,10 @@ class Replica:
         recorder.steps.append((
             self.index, self._start_s, planned, self._pace.first_s, self._pace.growth_s, batch.chunk_tokens, len(batch.chunks),
             batch.decodes, batch.context_tokens, batch.sampled, batch.decodes - len(batch.late), len(scheduler.running),
-            len(scheduler.waiting), used, len(batch.preempted),
+            len(scheduler.waiting), used, len(batch.preempted), *self._window_tokens, *self._window_growth,
         ))  # fmt: skip
         self._batch = None
 
     def _irregular(self, seq: Sequence, now_s: float) -> None:
-        self._recorder.irregular_gaps_s.append(now_s - seq.gap_since_s)
+        self._recorder.gaps.append((seq.id, seq.gap_since_s, now_s))
         seq.gap_since_s = float("nan")

@@ -1,0 +1,147 @@
+"""A scenario made concrete: model, precision, GPUs, placement, and what an iteration costs on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from sim.cost.collectives import Communicator
+from sim.cost.kernels import KernelBackend
+from sim.cost.preset import PRESETS, EnginePreset
+from sim.cost.roofline import Roofline
+from sim.cost.step import StepCost
+from sim.errors import InputError
+from sim.hardware.gpu import Gpu, load_gpu
+from sim.hardware.placement import Placement, place
+from sim.hardware.topology import Topology, load_topology
+from sim.model.balance import CONTEXT_IN_BUDGET, NO_OVERHEAD, Accounting, MemoryLedger, MemoryOptions
+from sim.model.memory import ledger
+from sim.model.operators import Fusion, operators
+from sim.model.precision import Precision, resolve_precision
+from sim.model.sharding import Sharding
+from sim.model.transformer import Transformer, load_model
+from sim.scenario import Scenario
+
+if TYPE_CHECKING:
+    from sim.workload.workload import Workload
+
+
+@dataclass
+class Deployment:
+    """What a scenario deploys."""
+
+    scenario: Scenario
+    model: Transformer
+    precision: Precision
+    sharding: Sharding
+    topology: Topology
+    placement: Placement
+    """GPU names as [replica][pipeline stage][tensor-parallel rank]."""
+    preset: EnginePreset
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know about where the numbers come from."""
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Deployment:
+        """Resolves every name in `scenario`.
+
+        Raises:
+            InputError: an unknown model, topology or GPU, a cut that does not divide, too few GPUs.
+        """
+        where = scenario.where
+        asked, cluster = scenario.deployment, scenario.cluster
+        model = load_model(scenario.model, f"{where}: model")
+        precision = resolve_precision(
+            model.quantization, scenario.precision.weights, scenario.precision.kv_cache, f"{where}: precision"
+        )
+        sharding = Sharding(
+            asked.tensor_parallel_size,
+            asked.pipeline_parallel_size,
+            asked.data_parallel_size,
+            asked.enable_expert_parallel,
+        )
+        sharding.check(model, f"{where}: deployment")
+        topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
+        placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)
+        deployment = cls(scenario, model, precision, sharding, topology, placement, PRESETS[scenario.engine.preset])
+        deployment.notes.extend(deployment._origins())
+        return deployment
+
+    @property
+    def gpu_names(self) -> list[str]:
+        """Every GPU in use, in the order replica, stage, rank."""
+        return [gpu for replica in self.placement for stage in replica for gpu in stage]
+
+    @cached_property
+    def gpus(self) -> dict[str, Gpu]:
+        """The kind of every GPU in use, by its name."""
+        return {name: load_gpu(self.topology.gpu_kind[name]) for name in self.gpu_names}
+
+    @property
+    def async_scheduling(self) -> bool:
+        asked = self.scenario.engine.async_scheduling
+        return self.preset.async_scheduling if asked is None else asked
+
+    def max_model_len(self, workload: Workload) -> int:
+        """Longest prompt + output the engine admits."""
+        asked = self.scenario.engine.max_model_len
+        if asked == "config":
+            return self.model.max_position
+        return workload.longest_tokens if asked is None else int(asked)
+
+    def memory(self, workload: Workload, accounting: Accounting = "engine") -> MemoryLedger:
+        """The memory ledger under the scenario's engine options."""
+        engine = self.scenario.engine
+        longest = self.max_model_len(workload)
+        mean = float((workload.input_tokens + workload.output_tokens).mean())
+        options = MemoryOptions(
+            gpu_memory_utilization=engine.gpu_memory_utilization,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            block_size=engine.block_size,
+            num_gpu_blocks_override=engine.num_gpu_blocks_override,
+            accounting=accounting,
+            overhead=NO_OVERHEAD if self.preset.ideal else CONTEXT_IN_BUDGET,
+            longest_sequence_tokens=longest,
+            mean_sequence_tokens=min(mean, longest),
+            concurrency=workload.concurrency,
+        )
+        gpus = [self.gpus[name] for name in self.gpu_names]
+        return ledger(self.model, self.precision, self.sharding, gpus, self.gpu_names, options)
+
+    def backend(self, gpu: Gpu) -> KernelBackend:
+        """Kernel durations on one kind of GPU, from the backend that the scenario names."""
+        if self.scenario.costs == "measured":
+            raise InputError(
+                f"{self.scenario.where}: costs", "got measured, but no measured tables are installed", "use roofline"
+            )
+        return Roofline(gpu, ideal=self.preset.ideal)
+
+    def stage_cost(self, replica: int, stage: int) -> StepCost:
+        """Cost of the iterations of one pipeline stage of one replica: its slowest GPU sets the pace."""
+        engine, fusion = self.scenario.engine, self.scenario.fusion
+        ranks = self.placement[replica][stage]
+        slowest = min((self.gpus[name] for name in ranks), key=lambda gpu: (gpu.hbm_bytes_per_s, gpu.name))
+        communicator = Communicator(self.topology, ranks, self.preset.software) if len(ranks) > 1 else None
+        return StepCost(
+            operators(self.model, self.precision, self.sharding, stage, Fusion(fusion.attention, fusion.elementwise)),
+            self.backend(slowest),
+            communicator,
+            self.preset,
+            max_tokens=engine.max_num_batched_tokens,
+            max_seqs=engine.max_num_seqs,
+            async_scheduling=self.async_scheduling,
+        )
+
+    def _origins(self) -> list[str]:
+        """Which numbers were not measured on the GPU itself."""
+        notes = []
+        for gpu in sorted({gpu.name: gpu for gpu in self.gpus.values()}.values(), key=lambda gpu: gpu.name):
+            if self.preset.ideal:
+                notes.append(f"{gpu.name}: printed peaks (datasheet), no fixed cost")
+            elif gpu.fitted_on == gpu.name:
+                notes.append(f"{gpu.name}: kernel rates fitted to its own measured kernels")
+            else:
+                notes.append(f"{gpu.name}: nobody measured its kernels; rates are those of {gpu.fitted_on} on its datasheet")
+        return notes

@@ -1,0 +1,186 @@
+"""One scenario in, one `Result` out: the only door into the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
+from sim.engine.deployment import Deployment
+from sim.engine.fluid import Fluid
+from sim.engine.pricing import StagePricing
+from sim.engine.recorder import Recorder
+from sim.engine.replica import Replica
+from sim.engine.router import LeastOutstanding
+from sim.engine.versions import scheduler_for
+from sim.errors import DoesNotFit, InputError
+from sim.results.checks import run_checks
+from sim.results.result import Result
+from sim.results.walls import Walls, shortest_iteration_s
+from sim.scenario import Scenario
+from sim.workload.workload import Workload
+
+if TYPE_CHECKING:
+    from sim.model.balance import Accounting, MemoryLedger
+
+Progress = Callable[[float, int], None]
+"""Called now and then with the simulated time and the number of requests that are over."""
+
+
+def plan_memory(scenario: Scenario, accounting: Accounting = "engine") -> MemoryLedger:
+    """The memory ledger of a scenario, without running it.
+
+    Raises:
+        InputError: something in the scenario is wrong.
+    """
+    return Deployment.of(scenario).memory(scenario.build_workload(), accounting)
+
+
+def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
+    """Plays a scenario and returns what it told.
+
+    Args:
+        scenario: a validated scenario.
+        progress: told of simulated time and finished requests while it runs.
+
+    Raises:
+        InputError: something in the scenario is wrong.
+        DoesNotFit: the deployment cannot hold its weights or its longest request; the ledger is in the message.
+    """
+    started_s = time.perf_counter()
+    deployment = Deployment.of(scenario)
+    workload = scenario.build_workload()
+    memory = deployment.memory(workload)
+    if not memory.fits:
+        raise DoesNotFit("\n  ".join([f"{scenario.where}: {memory.reason}", *memory.suggestions]))
+    run = _Run(deployment, workload, memory, progress)
+    outcome = run.cluster.run(scenario.workload.time_limit_s)
+    return run.result(outcome, started_s)
+
+
+class _Run:
+    """One replica after another built for a deployment, and their records turned into a result."""
+
+    def __init__(
+        self, deployment: Deployment, workload: Workload, memory: MemoryLedger, progress: Progress | None
+    ) -> None:
+        scenario, preset = deployment.scenario, deployment.preset
+        if deployment.sharding.pipeline > 1:
+            raise InputError(
+                f"{scenario.where}: deployment.pipeline_parallel_size",
+                f"got {deployment.sharding.pipeline}; pipeline stages are in the memory ledger but not yet in the engine",
+                "use tensor_parallel_size",
+            )
+        self.deployment, self.workload, self.memory = deployment, workload, memory
+        self.env = CountingEnvironment()
+        self.costs = [deployment.stage_cost(0, 0)]
+        self.recorder = Recorder(self.costs[0].windows)
+        self.max_model_len = deployment.max_model_len(workload)
+        self.cluster = Cluster(
+            self.env,
+            workload,
+            self.recorder,
+            LeastOutstanding(),
+            max_model_len=self.max_model_len,
+            entry_s=preset.entry_s,
+            exit_s=preset.exit_s,
+            progress=progress,
+        )
+        fluid = Fluid(self.env)
+        for index in range(deployment.sharding.data):
+            self.cluster.replicas.append(self._replica(index, fluid))
+
+    def _replica(self, index: int, fluid: Fluid) -> Replica:
+        engine, deployment = self.deployment.scenario.engine, self.deployment
+        naive = engine.on_kv_full == "oom"
+        scheduler = scheduler_for(
+            version=engine.version,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            block_size=engine.block_size,
+            num_gpu_blocks=self.memory.usable_blocks + 1,
+            enable_chunked_prefill=engine.enable_chunked_prefill,
+            enable_prefix_caching=engine.enable_prefix_caching,
+            long_prefill_token_threshold=engine.long_prefill_token_threshold,
+            scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl and not naive,
+            watermark=engine.watermark,
+            async_scheduling=deployment.async_scheduling,
+            preempts=not naive,
+            windows=self.costs[0].windows,
+        )
+        return Replica(
+            self.env,
+            index,
+            scheduler,
+            StagePricing(self.costs[0]),
+            self.recorder,
+            self.cluster.over,
+            granularity=deployment.scenario.granularity,
+            exit_s=deployment.preset.exit_s,
+            fluid=fluid,
+        )
+
+    def result(self, outcome: Outcome, started_s: float) -> Result:
+        """Columns, walls and self-checks of the finished run."""
+        deployment, recorder = self.deployment, self.recorder
+        requests, steps = recorder.request_columns(), recorder.steps.to_columns()
+        gaps = recorder.gaps.to_columns()
+        walls = Walls(self.costs[0], requests, steps, recorder.chunks.to_columns(), gaps, deployment.preset)
+        scenario = deployment.scenario
+        result = Result(
+            scenario=scenario.to_dict(),
+            requests=requests,
+            steps=steps,
+            irregular_gaps_s=gaps["end_s"] - gaps["start_s"],
+            ledger=self.memory,
+            walls_ms_per_token=walls.ms_per_token(),
+            self_checks=[],
+            status=_status(outcome),
+            events=outcome.events,
+            preemptions=recorder.preemptions,
+            simulated_seconds=outcome.end_s,
+            wall_seconds=0.0,
+            num_gpus=len(deployment.gpu_names),
+            oom=self._oom(outcome),
+            notes=[*deployment.notes, *([outcome.stuck] if outcome.stuck else [])],
+            scenario_object=scenario,
+        )
+        result.self_checks = run_checks(
+            requests,
+            steps,
+            result.irregular_gaps_s,
+            result.end_s,
+            shortest_iteration_s(deployment, self.costs[0]),
+            self.workload.concurrency,
+        )
+        result.self_checks.append(walls.check())
+        result.wall_seconds = time.perf_counter() - started_s
+        return result
+
+    def _oom(self, outcome: Outcome) -> dict[str, Any] | None:
+        """Where, when, by whom and by how much memory ran out."""
+        failure = outcome.out_of_memory
+        if failure is None:
+            return None
+        names = [gpu for stage in self.deployment.placement[failure.replica] for gpu in stage]
+        row = max((r for r in self.memory.per_gpu if r.gpu in names), key=lambda r: r.kv_bytes_per_token)
+        pool = self.cluster.replicas[failure.replica].scheduler.pool
+        block_bytes = row.kv_bytes_per_token * pool.block_size
+        return {
+            "time_s": failure.time_s,
+            "gpu": row.gpu,
+            "request": failure.seq.id,
+            "kv_tokens": (pool.usable_blocks - pool.free) * pool.block_size,
+            "needed_bytes": (failure.blocks_short + pool.free) * block_bytes,
+            "free_bytes": pool.free * block_bytes,
+        }
+
+
+def _status(outcome: Outcome) -> str:
+    if outcome.out_of_memory is not None:
+        return "oom"
+    if outcome.stuck:
+        return "stuck"
+    return "timed_out" if outcome.timed_out else "done"
