@@ -11,8 +11,6 @@ from sim.model.shapes import AttentionShape, MlpShape
 _QUERY_KEY_NORM = ("qwen3", "qwen3_moe", "gemma3_text", "gemma3")
 _QKV_BIAS_ONLY = ("qwen2", "qwen2_moe", "qwen2_5_vl", "qwen2_vl")
 _SLIDES_EVERY_OTHER_LAYER = ("gemma2", "gpt_oss")
-_UNGATED = ("gptj", "falcon")
-_PARALLEL = ("gptj", "falcon")
 # keys of layers that are no attention: their state does not grow like a KV cache
 _UNSUPPORTED = ("ssm_cfg", "mamba_d_state", "ssm_state_size", "linear_num_key_heads", "index_topk", "rwkv_version")
 
@@ -34,6 +32,7 @@ class ConfigReader:
                 raise InputError(
                     where, f"has '{key}': state-space, linear and sparse attention layers are not modelled", ""
                 )
+        self.parallel_block = self.model_type == "gptj"
         self.layers = self.integer("num_hidden_layers", "n_layer", "n_layers")
         self.hidden = self.integer("hidden_size", "n_embd", "d_model")
         self.vocab = self.integer("vocab_size")
@@ -45,7 +44,6 @@ class ConfigReader:
         self.intermediate = self._intermediate()
         self.tied = bool(self.config.get("tie_word_embeddings", self.model_type.startswith("gemma")))
         self.max_position = self.integer("max_position_embeddings", "n_positions")
-        self.parallel_block = self.model_type in _PARALLEL
 
     def integer(self, *names: str) -> int:
         """The first of `names` that is set, as a positive integer."""
@@ -74,18 +72,18 @@ class ConfigReader:
     @property
     def norms_per_layer(self) -> int:
         """Norms over the hidden state in a layer: one before a parallel block, four in a sandwich (Gemma 2 and 3)."""
-        if self.model_type == "gptj":
+        if self.parallel_block:
             return 1
         return 4 if self.model_type.startswith(("gemma2", "gemma3")) else 2
 
     @property
     def norm_parameters(self) -> int:
         """Parameters of one norm: LayerNorm has a bias, RMSNorm has none."""
-        return self.hidden * (2 if self.model_type in _UNGATED else 1)
+        return self.hidden * (2 if self.parallel_block else 1)
 
     @property
     def head_bias(self) -> bool:
-        return self.model_type == "gptj"
+        return self.parallel_block
 
     def attention(self, layer: int) -> AttentionShape:
         """Attention of the layer with this index."""
@@ -111,9 +109,9 @@ class ConfigReader:
     def mlp(self, layer: int) -> MlpShape:
         """Feed-forward part of the layer with this index."""
         if not self._is_moe(layer):
-            bias = self.flag("mlp_bias") or self.model_type == "gptj"
+            bias = self.flag("mlp_bias") or self.parallel_block
             columns = self.optional("intermediate_size_mlp") or self.intermediate
-            return MlpShape("dense", gated=self.model_type not in _UNGATED, bias=bias, intermediate=columns)
+            return MlpShape("dense", gated=not self.parallel_block, bias=bias, intermediate=columns)
         columns = self.optional("moe_intermediate_size") or self.intermediate
         return MlpShape(
             "moe",
@@ -129,8 +127,8 @@ class ConfigReader:
         )
 
     def _intermediate(self) -> int:
-        if self.model_type in _UNGATED:
-            return self.optional("n_inner", "ffn_hidden_size") or 4 * self.hidden
+        if self.parallel_block:
+            return self.optional("n_inner") or 4 * self.hidden
         return self.integer("intermediate_size")
 
     def _shared_columns(self, columns: int) -> int:

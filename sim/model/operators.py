@@ -150,10 +150,10 @@ class _Builder:
         self.gemms: Counter[tuple[str, int, int, str, Per]] = Counter()
         self.moes: Counter[tuple[int, int, int, int, int, str]] = Counter()
         self.small: Counter[tuple[str, float, int, Per]] = Counter()
-        self.attentions: list[Attention] = []
+        self.attentions: Counter[AttentionShape] = Counter()
 
     def gemm(self, name: str, n: int, k: int, part: str, count: int, per: Per = "token") -> None:
-        self.gemms[(name, n, k, self.precision.arithmetic(part), per)] += count
+        self._gemm(name, n, k, self.precision.arithmetic(part), count, per)
 
     def pointwise(self, name: str, elements: float, kernels: int, count: int, per: Per = "token") -> None:
         """`elements`: activations read and written a token."""
@@ -171,7 +171,7 @@ class _Builder:
             self.gemm("qkv", (shape.heads + 2 * shape.kv_heads) * shape.head_dim, h, "attention", count)
         self.gemm("attention_output", h, shape.heads * shape.value_dim, "attention_output", count)
         self._rope_and_cache(shape, count)
-        self.attentions.append(self._attention(shape, count))
+        self.attentions[shape] += count
 
     def mlp(self, shape: MlpShape, count: int) -> None:
         h, up = self.model.hidden, 2 if shape.gated else 1
@@ -215,7 +215,7 @@ class _Builder:
         last = self.sharding.is_last(stage)
         return StageOperators(
             gemms=[Gemm(name, n, k, dtype, count, per) for (name, n, k, dtype, per), count in self.gemms.items()],
-            attentions=self.attentions,
+            attentions=[self._attention(shape, count) for shape, count in self.attentions.items()],
             moes=[Moe(*key, count) for key, count in self.moes.items()],
             elementwise=[Elementwise(name, b, n, count, per) for (name, b, n, per), count in self.small.items()],
             layers=layers,
@@ -229,6 +229,9 @@ class _Builder:
             expert_exchange_bytes_per_token=float(hidden_bytes) if exchanges else 0.0,
             stage_send_bytes_per_token=0.0 if last else 2.0 * hidden_bytes,
         )
+
+    def _gemm(self, name: str, n: int, k: int, dtype: str, count: int, per: Per = "token") -> None:
+        self.gemms[(name, n, k, dtype, per)] += count
 
     def _dense(self, first: str, second: str, columns: int, up: int, part: str, count: int) -> None:
         self.gemm(first, up * columns, self.model.hidden, part, count)
@@ -248,14 +251,7 @@ class _Builder:
             self.gemm("kv_a", latent, h, "attention", count)
         # Absorbed into query and output (a batched product a head, in 16 bit as vLLM's W_UK and W_UV), or applied to
         # the latent in prefill: the same weights and the same FLOPs a token.
-        key: tuple[str, int, int, str, Per] = (
-            "kv_b",
-            shape.heads * (shape.nope_dim + shape.v_dim),
-            shape.kv_lora_rank,
-            "bf16",
-            "token",
-        )
-        self.gemms[key] += count
+        self._gemm("kv_b", shape.heads * (shape.nope_dim + shape.v_dim), shape.kv_lora_rank, "bf16", count)
         self._norm("latent_norm", shape.q_lora_rank + shape.kv_lora_rank, 2 if shape.q_lora_rank else 1, count)
 
     def _rope_and_cache(self, shape: AttentionShape, count: int) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 from sim.errors import InputError, nearest
 
-PARTS = ("embedding", "head", "attention", "attention_output", "mlp", "experts", "shared_experts", "router", "norms")
+PARTS = (
+    *("embedding", "head", "attention", "attention_output", "mlp"),
+    *("experts", "expert_biases", "shared_experts", "router", "norms"),
+)
 """Classes of parameters, as in `ParameterCounts`."""
 
-KEPT_IN_16_BIT = frozenset({"embedding", "head", "router", "norms"})
+KEPT_IN_16_BIT = frozenset({"embedding", "head", "router", "norms", "expert_biases"})
 """Parts that a quantised checkpoint leaves in 16 bit unless its config says otherwise."""
 
 WEIGHT_WORDS = {

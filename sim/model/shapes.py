@@ -95,15 +95,21 @@ class MlpShape:
 
     def dense_parameters(self, hidden: int) -> int:
         """Parameters of the dense MLP."""
-        return self._matrices(hidden, self.intermediate, self.bias)
+        up = 2 if self.gated else 1
+        biases = up * self.intermediate + hidden if self.bias else 0
+        return self._matrices(hidden, self.intermediate) + biases
 
     def expert_parameters(self, hidden: int) -> int:
-        """Parameters of one routed expert."""
-        return self._matrices(hidden, self.expert_intermediate, self.expert_bias)
+        """Parameters of one routed expert, without biases."""
+        return self._matrices(hidden, self.expert_intermediate)
+
+    def expert_biases(self, hidden: int) -> int:
+        """Biases of one routed expert, which quantised checkpoints keep in 16 bit (gpt-oss)."""
+        return 2 * self.expert_intermediate + hidden if self.expert_bias else 0
 
     def shared_parameters(self, hidden: int) -> int:
         """Parameters of the shared experts together."""
-        return self._matrices(hidden, self.shared_intermediate, False)
+        return self._matrices(hidden, self.shared_intermediate)
 
     def router_parameters(self, hidden: int) -> int:
         """Parameters of the router, its correction bias, and the gate of the shared experts."""
@@ -123,8 +129,5 @@ class MlpShape:
             expert_intermediate=self.expert_intermediate if by_expert else self.expert_intermediate // tensor,
         )
 
-    def _matrices(self, hidden: int, columns: int, bias: bool) -> int:
-        if columns == 0:
-            return 0
-        up = 2 if self.gated else 1
-        return (up + 1) * hidden * columns + (up * columns + hidden if bias else 0)
+    def _matrices(self, hidden: int, columns: int) -> int:
+        return (3 if self.gated else 2) * hidden * columns

@@ -46,6 +46,7 @@ class ParameterCounts:
     attention_output: int = 0
     mlp: int = 0
     experts: int = 0
+    expert_biases: int = 0
     shared_experts: int = 0
     router: int = 0
     norms: int = 0
@@ -76,7 +77,7 @@ class Transformer:
     """Parameters of one norm over the hidden state."""
     head_bias: bool = False
     parallel_block: bool = False
-    """Attention and MLP read the same input and are summed (GPT-J, Falcon): one all-reduce a layer."""
+    """Attention and MLP read the same input and are summed (GPT-J): one all-reduce a layer."""
     quantization: Quantization | None = None
     """What the checkpoint itself says about its precision."""
     source: str = ""
@@ -152,6 +153,7 @@ def count_parameters(
         attention_output=sum(attention.output_parameters(h) for attention, _ in layers),
         mlp=sum(mlp.dense_parameters(h) for _, mlp in layers),
         experts=sum(mlp.local_experts * mlp.expert_parameters(h) for _, mlp in layers),
+        expert_biases=sum(mlp.local_experts * mlp.expert_biases(h) for _, mlp in layers),
         shared_experts=sum(mlp.shared_parameters(h) for _, mlp in layers),
         router=sum(mlp.router_parameters(h) for _, mlp in layers),
         norms=model.norm_parameters * (len(layers) * model.norms_per_layer + (1 if head else 0)),

@@ -1,0 +1,329 @@
+"""Models: exact parameter counts, layer kinds, names and precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sim import catalogue
+from sim.errors import InputError
+from sim.model.kv_layout import kv_bytes_per_token
+from sim.model.precision import Precision, Quantization, parse_quantization, resolve_precision, weight_bytes
+from sim.model.transformer import Transformer, load_model
+
+HF_CONFIGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "hf_configs"
+
+TOTALS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.1-70b-mha": 79_948_947_456,
+    "mistral-7b": 7_241_732_096,
+    "mistral-nemo-12b": 12_247_782_400,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
+    "gpt-j-6b": 6_050_882_784,
+    "internlm-20b": 20_088_714_240,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "codellama-34b": 33_743_970_304,
+    "yi-34b": 34_388_917_248,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_419_200,
+    "deepseek-r1": 671_026_419_200,
+    "kimi-k2": 1_026_408_232_448,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+}
+KV_BYTES = {
+    "llama-3.1-8b": 131_072,
+    "llama-3.1-70b": 327_680,
+    "llama-3.1-405b": 516_096,
+    "mixtral-8x7b": 131_072,
+    "mixtral-8x22b": 229_376,
+    "deepseek-v3": 70_272,
+    "kimi-k2": 70_272,
+    "qwen3-8b": 147_456,
+    "qwen3-32b": 262_144,
+    "qwen3-30b-a3b": 98_304,
+    "qwen3-235b-a22b": 192_512,
+    "gpt-oss-20b": 49_152,
+    "gpt-oss-120b": 73_728,
+}
+
+
+@pytest.mark.parametrize(("name", "total"), TOTALS.items())
+def test_parameter_totals_are_exact(name: str, total: int) -> None:
+    assert load_model(name).parameters.total == total
+
+
+def test_active_parameters_are_exact() -> None:
+    assert load_model("deepseek-v3").active_parameters == 37_552_282_624
+    assert load_model("qwen3-30b-a3b").active_parameters == 3_353_032_704
+    billions = {"mixtral-8x7b": 12.88, "mixtral-8x22b": 39.15, "kimi-k2": 32.86, "qwen3-235b-a22b": 22.19}
+    billions |= {"gpt-oss-20b": 4.19, "gpt-oss-120b": 5.71}
+    for name, value in billions.items():
+        assert round(load_model(name).active_parameters / 1e9, 2) == value
+    oss = load_model("gpt-oss-120b")
+    assert round((oss.active_parameters - oss.parameters.embedding) / 1e9, 2) == 5.13
+    dense = load_model("llama-3.1-70b")
+    assert dense.active_parameters == dense.parameters.total
+
+
+@pytest.mark.parametrize(("name", "size"), KV_BYTES.items())
+def test_kv_bytes_per_token_in_16_bit(name: str, size: int) -> None:
+    assert kv_bytes_per_token(load_model(name), Precision("bf16", "bf16")) == size
+
+
+def test_classes_of_a_llama_sum_up() -> None:
+    counts = load_model("llama-3.1-70b").parameters
+    assert counts.embedding == counts.head == 128_256 * 8192
+    assert counts.attention + counts.attention_output == 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024)
+    assert counts.mlp == 80 * 3 * 8192 * 28_672
+    assert counts.norms == 161 * 8192
+    assert counts.experts == counts.router == counts.shared_experts == 0
+
+
+def test_mixture_of_experts_layers_follow_the_config() -> None:
+    dense, moe = load_model("deepseek-v3").groups()
+    assert (dense.mlp.kind, dense.count, moe.mlp.kind, moe.count) == ("dense", 3, "moe", 58)
+    assert (moe.mlp.experts, moe.mlp.top_k, moe.mlp.expert_intermediate, moe.mlp.shared_intermediate) == (
+        256,
+        8,
+        2048,
+        2048,
+    )
+    maverick = load_model("llama-4-maverick")
+    assert [layer.mlp.kind for layer in maverick.layers[:4]] == ["dense", "moe", "dense", "moe"]
+    assert maverick.layers[0].mlp.intermediate == 16_384
+
+
+def test_windows_and_chunks_follow_the_config() -> None:
+    assert [layer.attention.window for layer in load_model("gpt-oss-20b").layers[:4]] == [128, None, 128, None]
+    assert {layer.attention.window for layer in load_model("mistral-7b").layers} == {4096}
+    assert {layer.attention.window for layer in load_model("qwen2.5-7b").layers} == {None}
+    assert [layer.attention.window for layer in load_model("gemma-3-27b").layers[:6]] == [1024] * 5 + [None]
+    scout = load_model("llama-4-scout").layers
+    assert [layer.attention.chunk for layer in scout[:4]] == [8192, 8192, 8192, None]
+    assert [layer.attention.rope_dim for layer in scout[:4]] == [128, 128, 128, 0]
+
+
+def test_head_dim_is_the_field_and_not_the_quotient() -> None:
+    assert load_model("qwen3-30b-a3b").layers[0].attention.head_dim == 128  # the quotient is 64
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "llama-3.1-8b"),
+        ("Meta-Llama-3-8B", "llama-3-8b"),
+        ("Llama-3-70B", "llama-3-70b"),
+        ("Llama-3.3-70B-Instruct", "llama-3.3-70b"),
+        ("Llama2-70B", "llama-2-70b"),
+        ("Qwen/Qwen3-32B", "qwen3-32b"),
+        ("Qwen3-235B-A22B", "qwen3-235b-a22b"),
+        ("Qwen2.5-72B-Instruct-AWQ", "qwen2.5-72b"),
+        ("GPT-J-6B", "gpt-j-6b"),
+        ("InternLM-20B", "internlm-20b"),
+        ("codellama/CodeLlama-34b-Instruct-hf", "codellama-34b"),
+        ("Mistral-Nemo-12B", "mistral-nemo-12b"),
+        ("mistralai/Mistral-Nemo-Instruct-2407", "mistral-nemo-12b"),
+        ("mistralai/Mixtral-8x7B-v0.1", "mixtral-8x7b"),
+        ("DeepSeek-V3", "deepseek-v3"),
+        ("openai/gpt-oss-120b", "gpt-oss-120b"),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "llama-4-scout"),
+    ],
+)
+def test_hugging_face_names_find_the_catalogue(written: str, name: str) -> None:
+    assert load_model(written).name == name
+
+
+def test_no_two_catalogue_models_share_a_name() -> None:
+    from sim.model.names import normalise
+
+    names = catalogue.files("models")
+    assert len({normalise(name) for name in names}) == len(names)
+    assert all(load_model(name).source for name in names)
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"model: got 'llama-3\.1-71b'.*\n.*did you mean 'llama-3\.1-70b'"):
+        load_model("llama-3.1-71b")
+
+
+def test_a_path_may_be_a_config_or_its_folder(tmp_path: Path) -> None:
+    config = json.loads(catalogue.files("models")["llama-3.1-8b"].read_text())
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["X"], "text_config": config}))
+    for path in (folder, folder / "config.json"):
+        model = load_model(str(path))
+        assert (model.name, model.parameters.total) == ("my-model", 8_030_261_248)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": None}, "'hidden_size' is missing"),
+        ({"num_hidden_layers": "32"}, "'num_hidden_layers' is '32'"),
+        ({"num_attention_heads": 30}, "30 heads are no multiple of 8 KV heads"),
+        ({"layer_types": ["linear_attention"] * 32}, "'layer_types' has 'linear_attention'"),
+        ({"mamba_d_state": 128}, "not modelled"),
+        ({"quantization_config": {"quant_method": "magic"}}, "'quant_method' is 'magic'"),
+    ],
+)
+def test_a_broken_config_is_refused_by_its_key(change: dict[str, object], message: str) -> None:
+    config = json.loads(catalogue.files("models")["llama-3.1-8b"].read_text()) | change
+    with pytest.raises(InputError, match=message):
+        Transformer.from_config(config, "broken", "config.json")
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{")
+    with pytest.raises(InputError, match="not readable as JSON"):
+        load_model(str(path))
+
+
+def test_qwen2_moe_counts_its_gated_shared_expert() -> None:
+    # Qwen1.5-MoE-A2.7B: 14,315,784,192 parameters by its safetensors index
+    config = {
+        "model_type": "qwen2_moe", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "intermediate_size": 5632, "moe_intermediate_size": 1408, "num_experts": 60,
+        "shared_expert_intermediate_size": 5632, "num_experts_per_tok": 4, "vocab_size": 151936,
+        "max_position_embeddings": 8192, "tie_word_embeddings": False, "decoder_sparse_step": 1,
+    }  # fmt: skip
+    assert Transformer.from_config(config, "qwen1.5-moe").parameters.total == 14_315_784_192
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+def weights_gb(name: str) -> float:
+    model = load_model(name)
+    precision = resolve_precision(model.quantization, None, None)
+    counts = model.parameters.by_class()
+    return sum(count * precision.parameter_bytes(part, model.hidden) for part, count in counts.items()) / 1e9
+
+
+def test_checkpoints_weigh_what_they_say() -> None:
+    assert round(weights_gb("llama-3.1-70b"), 1) == 141.1
+    assert round(weights_gb("deepseek-v3"), 1) == 673.2
+    assert round(weights_gb("gpt-oss-20b"), 2) == 13.76
+    assert round(weights_gb("gpt-oss-120b"), 2) == 65.25
+
+
+def test_the_users_word_beats_the_checkpoint_and_keeps_its_exceptions() -> None:
+    block = load_model("deepseek-v3").quantization
+    assert resolve_precision(block, "fp8", None).weights == "fp8_block"
+    assert resolve_precision(block, "bf16", "fp8") == Precision("bf16", "fp8", "bf16")
+    oss = load_model("gpt-oss-20b").quantization
+    assert resolve_precision(oss, "mxfp4", None).of("attention") == "bf16"
+    assert resolve_precision(oss, None, None).of("experts") == "mxfp4"
+    int4 = resolve_precision(None, "int4", None)
+    assert (int4.weights, int4.of("head"), int4.arithmetic("mlp"), int4.kv_cache) == (
+        "int4_wo",
+        "bf16",
+        "int4_wo",
+        "bf16",
+    )
+    assert resolve_precision(load_model("llama-2-7b").quantization, None, None).kv_cache == "fp16"
+
+
+def test_unknown_words_are_refused() -> None:
+    with pytest.raises(InputError, match=r"precision\.weights: got 'fp7'"):
+        resolve_precision(None, "fp7", None)
+    with pytest.raises(InputError, match=r"precision\.kv_cache: got 'int3'"):
+        resolve_precision(None, None, "int3")
+
+
+def test_bytes_of_quantised_elements() -> None:
+    assert weight_bytes("nvfp4", 4096) == 0.5625
+    assert weight_bytes("mxfp4", 4096) == 4.25 / 8
+    assert weight_bytes("fp8_block", 4096) == 1 + 4 / 16384
+    assert weight_bytes("int4_wo", 4096) == 0.5 + 2.5 / 128
+    assert Precision("bf16", "int4").kv_bytes(128) == 0.5 + 4 / 128
+
+
+@pytest.mark.parametrize(
+    ("section", "weights", "kv_cache"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "int4_wo", None),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "int8_wo", None),
+        ({"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16}}, "nvfp4", "fp8"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
+                "kv_cache_scheme": {"num_bits": 8},
+            },
+            "fp8",
+            "fp8",
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "int4_wo", None),
+    ],
+)
+def test_quantization_sections_of_all_tools(section: dict[str, object], weights: str, kv_cache: str | None) -> None:
+    found = parse_quantization({"quantization_config": section, "torch_dtype": "float16"}, "config.json")
+    assert (found.base, found.weights, found.kv_cache) == ("fp16", weights, kv_cache)
+
+
+def test_int8_activations_are_refused_rather_than_mispriced() -> None:
+    groups = {"group_0": {"weights": {"num_bits": 8, "type": "int"}, "input_activations": {"num_bits": 8}}}
+    with pytest.raises(InputError, match="activations to int8"):
+        parse_quantization(
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups}}, "c"
+        )
+
+
+def test_no_quantization_means_the_base_type() -> None:
+    assert parse_quantization({"torch_dtype": "bfloat16"}, "c") == Quantization("bf16")
+
+
+# --- the published files themselves ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not HF_CONFIGS.is_dir(), reason="the optional data folder is absent")
+def test_the_published_configs_give_the_catalogues_models() -> None:
+    checked = 0
+    for path in HF_CONFIGS.glob("*_config.json"):
+        if "hf_quant" in path.name:
+            continue
+        published = Transformer.from_config(json.loads(path.read_text()), path.name, path.name)
+        ours = load_model(path.name.removesuffix("_config.json").split("--")[1])
+        assert published.layers == ours.layers
+        assert published.parameters == ours.parameters
+        assert (published.max_position, published.tied) == (ours.max_position, ours.tied)
+        if "FP8" not in path.name and "NVFP4" not in path.name:
+            assert published.quantization == ours.quantization
+        checked += 1
+    assert checked == 17
+
+
+@pytest.mark.skipif(not HF_CONFIGS.is_dir(), reason="the optional data folder is absent")
+def test_an_nvfp4_checkpoint_keeps_its_latent_projections(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((HF_CONFIGS / "nvidia--DeepSeek-V3.1-NVFP4_config.json").read_text())
+    quant = HF_CONFIGS / "nvidia--DeepSeek-V3.1-NVFP4_hf_quant_config.json"
+    (tmp_path / "hf_quant_config.json").write_text(quant.read_text())
+    precision = resolve_precision(load_model(str(tmp_path)).quantization, None, None)
+    assert (precision.weights, precision.kv_cache) == ("nvfp4", "fp8")
+    assert (precision.of("attention"), precision.of("attention_output"), precision.of("experts")) == (
+        "bf16",
+        "nvfp4",
+        "nvfp4",
+    )
