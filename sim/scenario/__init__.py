@@ -2,7 +2,7 @@
 
 from sim.scenario.assertion import Assertion
 from sim.scenario.deployment import Cluster, Deployment, Engine, Fusion, Precision, Slo
-from sim.scenario.scenario import Scenario, schema, schema_text
+from sim.scenario.scenario import Scenario
 from sim.scenario.workload_spec import WorkloadSpec
 
 __all__ = [
@@ -15,6 +15,4 @@ __all__ = [
     "Scenario",
     "Slo",
     "WorkloadSpec",
-    "schema",
-    "schema_text",
 ]

@@ -23,11 +23,12 @@ from sim.errors import InputError, nearest
 
 
 class Section(BaseModel):
-    """A block of the scenario file: unknown keys refused, no silent conversion between types, immutable."""
+    """A block of the scenario file: unknown keys refused, no silent conversion between types, immutable.
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    The text under each field is its description in the JSON Schema (`sim/scenario/schema.py`).
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def refuse(problem: str, hint: str = "") -> PydanticCustomError:

@@ -113,10 +113,7 @@ def _explain(
     if kind == "missing":
         return "is missing", f"needed here: {', '.join(_needed_at(path[:-1], data, model))}"
     if kind == "union_tag_not_found":
-        kinds = sorted(_variants(_annotation_at(path, data, model)))
-        if isinstance(value, Mapping):
-            return "has no `kind`", f"allowed kinds: {', '.join(kinds)}"
-        return got, f"write keys and values here, beginning with kind: {' | '.join(kinds)}"
+        return "has no `kind`", f"allowed kinds: {', '.join(sorted(_variants(_annotation_at(path, data, model))))}"
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         return f"got the unknown kind '{context['tag']}'", nearest(str(context["tag"]), tags)
@@ -124,7 +121,9 @@ def _explain(
         allowed = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return got, nearest(value, allowed) if isinstance(value, str) else f"allowed: {', '.join(allowed)}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return got, f"write keys and values here: {', '.join(_keys_at(path, data, model))}"
+        kinds = sorted(_variants(_annotation_at(path, data, model)))
+        keys = f"kind: {' | '.join(kinds)}" if kinds else ", ".join(_keys_at(path, data, model))
+        return got, f"write keys and values here: {keys}"
     return got, _EXPECTED.get(kind, error["msg"]).format(**context)
 
 

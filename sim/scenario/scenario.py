@@ -72,6 +72,13 @@ class Scenario(Section):
 
     _where: str = PrivateAttr(default="scenario")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both ask for the same run, wherever they were written."""
+        return isinstance(other, Scenario) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     @property
     def where(self) -> str:
         """What an error message about this scenario begins with: its file, or what `from_dict` was told."""
@@ -161,45 +168,6 @@ class Scenario(Section):
             InputError: a trace file is missing or wrong.
         """
         return build_workload(self.workload)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a scenario file, for completion in editors: a scenario, or a base with a matrix."""
-    single = Scenario.model_json_schema(by_alias=True, ref_template="#/definitions/{model}")
-    definitions = single.pop("$defs")
-    definitions["Scenario"] = single
-    matrix = {
-        "title": "Matrix",
-        "description": "A base scenario and lists by key path: stands for their product.",
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["base"],
-        "properties": {
-            "name": {"type": "string", "description": "Begins the name of every cell."},
-            "description": {"type": "string", "description": "What is asked, in a sentence."},
-            "base": {
-                "description": "The path of a scenario file, or a scenario inline.",
-                "anyOf": [{"type": "string"}, {"type": "object"}],
-            },
-            "matrix": {
-                "description": "Lists of values by key path, such as deployment.tensor_parallel_size: [1, 2, 4].",
-                "type": "object",
-                "additionalProperties": {"type": "array", "minItems": 1},
-            },
-        },
-    }
-    definitions["Matrix"] = matrix
-    return {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": "twowalls scenario",
-        "anyOf": [{"$ref": "#/definitions/Scenario"}, {"$ref": "#/definitions/Matrix"}],
-        "definitions": definitions,
-    }
-
-
-def schema_text() -> str:
-    """`schema()` as the text of schema/scenario.schema.json, which a test keeps in step."""
-    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _paths(data: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:

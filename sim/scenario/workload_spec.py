@@ -97,7 +97,7 @@ class Diurnal(Section):
     """Requests a second, averaged over a period."""
     amplitude: Annotated[float, Field(ge=0, le=1)]
     """Swing over the mean: at 0.5 the rate runs between half and one and a half times the mean."""
-    period_s: PositiveDuration = Field(default=86400.0, alias="period")
+    period_s: PositiveDuration = Field(default=86400.0, alias="period", json_schema_extra={"default": "24 h"})
     """Length of a day."""
 
 

@@ -103,8 +103,9 @@ def _trace(rows: trace_formats.Rows, found: str) -> Trace:
         prompts = HashedPrompts(flat, offsets, rows.input_tokens, rows.hash_block_size)
     served = (rows.output_tokens > 0) & (rows.input_tokens > 0)
     dropped = len(served) - int(served.sum())
-    start_s = float(rows.arrival_s.min()) if len(served) else 0.0
-    trace = Trace(rows.arrival_s - start_s, rows.input_tokens, rows.output_tokens, prompts, found, dropped)
+    # ServeGen's times are drawn and already counted from where the user began
+    first_s = float(rows.arrival_s.min()) if len(served) and found != "servegen" else 0.0
+    trace = Trace(rows.arrival_s - first_s, rows.input_tokens, rows.output_tokens, prompts, found, dropped)
     in_order = bool(np.all(np.diff(rows.arrival_s) >= 0))
     if in_order and not dropped:
         return trace
