@@ -226,6 +226,16 @@ def test_a_scenario_plays_a_trace(tmp_path):
         play(start="2 s", end="1 s")
 
 
+def test_a_trace_that_knows_its_prefixes_takes_no_other(tmp_path):
+    write(tmp_path, mooncake([(0, 600, 5), (1500, 1025, 6)]), "m.jsonl")
+    workload = {"arrivals": {"kind": "trace", "path": "m.jsonl"}}
+    data = {"model": "m", "cluster": {"topology": "t"}, "workload": workload}
+    assert len(Scenario.from_dict(data, base_dir=tmp_path).build_workload().prompts) == 2
+    workload["shared_prefix"] = {"tokens": 100}
+    with pytest.raises(InputError, match="the trace says itself which prompts begin alike"):
+        Scenario.from_dict(data, base_dir=tmp_path).build_workload()
+
+
 def test_a_summary_tells_how_many_how_fast_how_long(tmp_path):
     found = summary(read_trace(write(tmp_path, PLAIN)))
     assert (found["requests"], found["dropped"], found["format"]) == (3, 0, "csv")

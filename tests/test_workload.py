@@ -11,7 +11,7 @@ from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.workload import arrivals, lengths
 from sim.workload.randomness import PURPOSES, generator
-from sim.workload.request import HashedPrompts, SegmentPrompts
+from sim.workload.request import HashedPrompts, SharedPrefixPrompts
 from sim.workload.workload import think_times
 
 MANY = 200_000
@@ -191,7 +191,7 @@ def test_piecewise_stages_bound_the_number_of_requests():
         scenario({"kind": "piecewise", "stages": [{"duration": "1 s", "request_rate": 0}]})
 
 
-def keys(prompts: HashedPrompts | SegmentPrompts, request: int, block_size: int, blocks: int) -> list[int]:
+def keys(prompts: HashedPrompts | SharedPrefixPrompts, request: int, block_size: int, blocks: int) -> list[int]:
     content = prompts.content(request, block_size)
     return [content.key(block, block_size) for block in range(blocks)]
 
@@ -226,7 +226,11 @@ def test_taking_rows_takes_their_hashes():
 
 
 def test_a_system_prompt_is_shared_and_a_question_is_not():
-    prompts = SegmentPrompts([[("system", 40), (("question", r), 60)] for r in range(2)])
-    first, second = (keys(prompts, request, 16, 6) for request in (0, 1))
-    assert first[:2] == second[:2]
-    assert not set(first[2:]) & set(second[2:])
+    shared = {"tokens": 40, "prefixes": 2}
+    workload = scenario({"kind": "burst"}, num_requests=60, shared_prefix=shared).build_workload()
+    assert workload.input_tokens.tolist() == [140] * 60
+    blocks = [keys(workload.prompts, request, 16, 8) for request in range(60)]
+    assert len({tuple(b[:2]) for b in blocks}) == 2  # 40 tokens are two whole blocks of 16
+    assert len({b[2] for b in blocks}) == 60  # the third holds 8 tokens of the prefix and 8 of the question
+    plain = scenario({"kind": "burst"}, num_requests=60).build_workload()
+    assert plain.prompts is None

@@ -3,6 +3,7 @@
 from sim.scenario.assertion import Assertion
 from sim.scenario.deployment import Cluster, Deployment, Engine, Fusion, Precision, Slo
 from sim.scenario.scenario import Scenario
+from sim.scenario.schema import schema_text
 from sim.scenario.workload_spec import WorkloadSpec
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Scenario",
     "Slo",
     "WorkloadSpec",
+    "schema_text",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from sim.errors import InputError
 from sim.scenario import workload_spec as specs
 from sim.workload import arrivals, lengths
 from sim.workload.randomness import generator
+from sim.workload.request import SharedPrefixPrompts
 from sim.workload.traces import read_trace, scale_rate
 from sim.workload.workload import Workload, think_times
 
@@ -23,11 +26,23 @@ def build_workload(spec: specs.WorkloadSpec) -> Workload:
         InputError: a trace file is missing or wrong; no request arrives.
     """
     if isinstance(spec.arrivals, specs.TraceArrivals):
-        return _from_trace(spec, spec.arrivals)
-    if isinstance(spec.arrivals, specs.ClosedLoop):
-        return _closed_loop(spec, spec.arrivals)
-    arrival_s = _arrival_times(spec.arrivals, spec.num_requests, spec.seed)
-    return Workload(*_token_counts(spec.lengths, len(arrival_s), spec.seed), arrival_s)
+        workload = _from_trace(spec, spec.arrivals)
+    elif isinstance(spec.arrivals, specs.ClosedLoop):
+        workload = _closed_loop(spec, spec.arrivals)
+    else:
+        arrival_s = _arrival_times(spec.arrivals, spec.num_requests, spec.seed)
+        workload = Workload(*_token_counts(spec.lengths, len(arrival_s), spec.seed), arrival_s)
+    return workload if spec.shared_prefix is None else _prefixed(workload, spec.shared_prefix, spec.seed)
+
+
+def _prefixed(workload: Workload, spec: specs.SharedPrefix, seed: int) -> Workload:
+    """The workload with a shared prefix before every prompt."""
+    if workload.prompts is not None:
+        hint = "leave shared_prefix out, or give lengths, which replace those of the trace"
+        raise InputError("workload.shared_prefix", "the trace says itself which prompts begin alike", hint)
+    inputs = workload.input_tokens + spec.tokens
+    prefix_of = generator(seed, "prefixes").integers(0, spec.prefixes, len(workload))
+    return replace(workload, input_tokens=inputs, prompts=SharedPrefixPrompts(prefix_of, spec.tokens, inputs))
 
 
 def _closed_loop(spec: specs.WorkloadSpec, loop: specs.ClosedLoop) -> Workload:

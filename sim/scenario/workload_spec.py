@@ -202,6 +202,15 @@ class Empirical(Section):
 Lengths = Annotated[Fixed | Uniform | Lognormal | Empirical, Field(discriminator="kind")]
 
 
+class SharedPrefix(Section):
+    """System prompts: every prompt begins with one of them, put before the tokens that `lengths` gives."""
+
+    tokens: Tokens
+    """Tokens of the prefix, on top of the prompt's own."""
+    prefixes: Annotated[int, Field(ge=1)] = 1
+    """How many different ones; each request takes one at random, all equally likely."""
+
+
 class WorkloadSpec(Section):
     """The requests of a run."""
 
@@ -209,6 +218,8 @@ class WorkloadSpec(Section):
     """When requests arrive; `kind` chooses how."""
     lengths: Lengths | None = None
     """Tokens of prompts and outputs; `kind` chooses how. Needed unless the arrivals are a trace."""
+    shared_prefix: SharedPrefix | None = None
+    """What prompts have in common at their beginning, for prefix caching; null: nothing, or what a trace says."""
     num_requests: Annotated[int, Field(ge=1)] | None = None
     """Requests sent in all; null: 1000, or all of a trace or of piecewise stages."""
     time_limit_s: PositiveDuration | None = Field(default=None, alias="time_limit")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
@@ -70,16 +70,24 @@ class HashedPrompts:
         return HashedPrompts(self.hash_ids[flat], offsets, self.input_tokens[rows], self.hash_block_size)
 
 
-class SegmentPrompts:
-    """Prompts made of segments (stream, tokens): a shared system prompt, a conversation so far, a new question."""
+class SharedPrefixPrompts:
+    """Prompts that begin with one of several shared prefixes (system prompts); the rest of each is its own.
 
-    def __init__(self, segments: Sequence[list[tuple[Hashable, int]]]) -> None:
-        self.segments = segments
+    The first `prefix_tokens` tokens of request r are those of prefix `prefix_of[r]`.
+    """
+
+    def __init__(self, prefix_of: NDArray[np.int64], prefix_tokens: int, input_tokens: NDArray[np.int64]) -> None:
+        self.prefix_of = prefix_of
+        self.prefix_tokens = prefix_tokens
+        self.input_tokens = input_tokens
         self._interned: dict[tuple[object, ...], int] = {}
 
     def __len__(self) -> int:
-        return len(self.segments)
+        return len(self.prefix_of)
 
     def content(self, request: int, block_size: int) -> Content:
         """The token identity of one request."""
-        return SegmentContent(self.segments[request], ("answer", request), self._interned)
+        own = int(self.input_tokens[request]) - self.prefix_tokens
+        shared: Hashable = ("prefix", int(self.prefix_of[request]))
+        segments: list[tuple[Hashable, int]] = [(shared, self.prefix_tokens), (("own", request), own)]
+        return SegmentContent(segments, ("answer", request), self._interned)
