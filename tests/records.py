@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,31 @@ def random_steps(rng: np.random.Generator, segments: int, longest: int = 12) -> 
         "itl_tokens": batch,
         "running": batch,
     }
+
+
+def ledger(gpus: int = 2) -> Any:
+    """What a result shows of a memory ledger: Llama-3.1-70B in bf16 on H100s, two of which hold one copy."""
+    rows = tuple(
+        SimpleNamespace(
+            gpu=f"n0.g{index}",
+            capacity_bytes=85.04e9,
+            usable_bytes=80.79e9,
+            weights_bytes=70.56e9,
+            activation_bytes=1.41e9,
+            overhead_bytes=3.88e9,
+            kv_pool_bytes=4.94e9,
+        )
+        for index in range(gpus)
+    )
+    return SimpleNamespace(
+        fits=True,
+        reason="n0.g0: 75.85 GB of 80.79 GB usable",
+        parameters=70_553_706_496,
+        weights_bytes=141.1e9,
+        kv_bytes_per_token=327_680.0,
+        kv_tokens_capacity=30_144,
+        max_sequences=14,
+        usable_blocks=1884,
+        per_gpu=rows,
+        suggestions=("fp8 weights fit: 72.69 GB on 2 GPUs",),
+    )

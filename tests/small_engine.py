@@ -98,17 +98,18 @@ class SmallEngine:
         return before == start_s
 
 
-def busy_engine(count: int = 60, *, gap_s: float = 0.2, blocks: int = 60, concurrency: int | None = None) -> Result:
+def busy_engine(count: int = 60, *, gap_s: float = 0.2, blocks: int = 100, concurrency: int | None = None) -> Result:
     """The result of a small engine: Poisson arrivals, or a closed loop of `concurrency` users."""
     engine = SmallEngine(count, gap_s, blocks, concurrency)
     engine.run()
+    open_loop = {"kind": "poisson", "request_rate": 1 / gap_s} if gap_s else {"kind": "burst"}
     closed = {"kind": "closed_loop", "concurrency": concurrency}
     scenario = {
         "name": "busy",
         "model": "llama-3.1-8b",
         "slo": {"ttft": "3 s", "tpot": "60 ms"},
         "workload": {
-            "arrivals": closed if concurrency else {"kind": "poisson", "request_rate": 1 / gap_s},
+            "arrivals": closed if concurrency else open_loop,
             "num_requests": count,
             "seed": 3,
         },

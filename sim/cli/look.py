@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,15 +22,16 @@ def memory(scenario: ScenarioArgument, json: Json = False, settings: Overrides =
 
     Exit code 3 if it does not fit.
     """
+    from sim.model.memory import ledger_dict
     from sim.results.console import memory_answer
     from sim.simulate import plan_memory
 
     loaded = load_one(scenario, settings)
-    ledger = plan_memory(loaded)
+    ledger, nominal = plan_memory(loaded), plan_memory(loaded, "nominal")
     if json:
-        print_json({**asdict(ledger), "scenario": loaded.to_dict()})
+        print_json({**ledger_dict(ledger), "nominal": ledger_dict(nominal), "scenario": loaded.to_dict()})
     else:
-        print(memory_answer(ledger))
+        print(memory_answer(ledger, nominal))
     raise typer.Exit(0 if ledger.fits else 3)
 
 
@@ -76,6 +76,6 @@ def list_(
 
 def schema() -> None:
     """The JSON Schema of a scenario file, for completion in editors."""
-    from sim.scenario import schema_text
+    from sim.scenario.schema import schema_text
 
     print(schema_text(), end="")

@@ -155,9 +155,21 @@ def self_checks_line(self_checks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def memory_answer(ledger: Any) -> str:
-    """What `twowalls memory` prints: the ledger, whether it fits, and what would make it fit."""
-    lines = [memory_table(ledger), "", "It fits." if ledger.fits else "It does NOT fit."]
+def memory_answer(ledger: Any, nominal: Any) -> str:
+    """What `twowalls memory` prints: the ledger in both accountings, whether it fits, and what would make it fit."""
+    gpu = nominal.per_gpu[0]
+    lines = [
+        memory_table(ledger),
+        f"  {ledger.parameters:,} parameters, {ledger.weights_bytes / 1e9:,.1f} GB of weights in one copy",
+        "",
+        f"Back of an envelope (parameters x bytes against the printed size): {gpu.weights_bytes / 1e9:,.1f} GB of weights on"
+        f" each {gpu.capacity_bytes / 1e9:,.0f} GB card; {nominal.kv_tokens_capacity:,} tokens of KV cache",
+        "",
+        f"{'It fits.' if ledger.fits else 'It does NOT fit:'} {ledger.reason}",
+    ]
     if ledger.suggestions:
-        lines += ["What would help:", *(_item(suggestion) for suggestion in ledger.suggestions)]
+        lines += [
+            "What would hold what the scenario asks for:",
+            *(_item(suggestion) for suggestion in ledger.suggestions),
+        ]
     return "\n".join(lines)

@@ -47,7 +47,7 @@ class Result:
     wall_seconds: float
     num_gpus: int
     kv_blocks: int | None = None
-    """KV blocks of one replica, for the share in use; None where the run does not count blocks."""
+    """KV blocks of one replica, for the share in use; None: those of the ledger."""
     exit_s: float = 0.0
     """From a sampled token to the client that reads it: the stamps of requests hold it, the times of steps do not."""
     oom: dict[str, Any] | None = None
@@ -56,6 +56,10 @@ class Result:
     """What a reader must know about where the numbers come from (extrapolations, fits of a relative)."""
     scenario_object: Any = None
     """The `Scenario` that was run, for whoever wants more than plain data."""
+
+    def __post_init__(self) -> None:
+        if self.kv_blocks is None and self.ledger is not None:
+            self.kv_blocks = self.ledger.usable_blocks
 
     @property
     def name(self) -> str:

@@ -9,6 +9,9 @@ from sim.results.metrics import FINISHED, in_system, segment_s
 from sim.results.result import Result
 
 CAUSES: dict[str, tuple[str, str]] = {
+    "queue": ("queue", "waiting"),
+    "prefill": ("prefill of its own", "prefill"),
+    "interference": ("prefill of others", "prefill"),
     "weights_read": ("weights read", "memory"),
     "kv_read": ("KV read", "memory"),
     "compute": ("compute", "compute"),
@@ -17,7 +20,7 @@ CAUSES: dict[str, tuple[str, str]] = {
     "collective_bandwidth": ("all-reduce bandwidth", "communication"),
     "kernel_fixed": ("kernel fixed cost", "overhead"),
     "engine_overhead": ("engine overhead", "overhead"),
-    "queue": ("queue", "queue"),
+    "preemption": ("preemption", "waiting"),
 }
 """Cause of a millisecond -> how people call it, and the wall it belongs to."""
 
@@ -26,8 +29,8 @@ _WALLS = {
     "communication": "the communication wall (all-reduces)",
     "compute": "compute (tensor cores)",
     "overhead": "fixed costs (kernel launches and the engine itself)",
-    "queue": "the queue",
 }
+"""The walls that decoding a token can hit; waiting and prefill are not a token's own time."""
 _MOVES = {
     "weights_read": "weights in fewer bits, or a larger tensor_parallel_size, shorten the read of the weights",
     "kv_read": "an fp8 KV cache halves the read of the KV cache",
@@ -37,6 +40,8 @@ _MOVES = {
     "collective_bandwidth": "faster links, or fewer nodes a tensor-parallel group, cut the all-reduce bandwidth time",
     "kernel_fixed": "fused kernels, or more users a GPU to share them, cut the kernel fixed cost",
     "engine_overhead": "asynchronous scheduling or a leaner engine preset hides the engine overhead",
+    "interference": "a smaller max_num_batched_tokens, or GPUs for prefill alone, shorten the wait for others' prompts",
+    "preemption": "fewer users at a time (max_num_seqs), or more room for KV, end the recomputing",
     "queue": "room for more KV (fewer bits, more gpu_memory_utilization, more GPUs) or a replica shortens the queue",
 }
 
@@ -157,23 +162,26 @@ def _speed(result: Result) -> list[str]:
 
 
 def _wall(result: Result) -> list[str]:
-    spent = {cause: ms for cause, ms in result.walls_ms_per_token.items() if cause != "queue" and ms > 0}
-    total = sum(spent.values())
-    if not total:
-        return []
     walls: dict[str, float] = {}
-    for cause, ms in spent.items():
+    spent: dict[str, float] = {}
+    for cause, ms in result.walls_ms_per_token.items():
         wall = CAUSES[cause][1] if cause in CAUSES else "overhead"
-        walls[wall] = walls.get(wall, 0.0) + ms
+        if wall in _WALLS:
+            walls[wall] = walls.get(wall, 0.0) + ms
+            spent[cause] = ms
+    total = sum(spent.values())
+    if total <= 0:
+        return []
     first = max(walls, key=lambda name: walls[name])
     cause = max(spent, key=lambda name: spent[name])
     text = (
-        f"A token's time hits {_WALLS[first]} first: {walls[first]:.2f} of {total:.2f} ms ({walls[first] / total:.0%});"
+        f"Decoding hits {_WALLS[first]} first: {walls[first]:.2f} of {total:.2f} ms a token ({walls[first] / total:.0%});"
         f" the largest single cause is {label(cause)} with {spent[cause]:.2f} ms."
     )
     causes = [cause]
-    if result.walls_ms_per_token.get("queue", 0.0) > total or result.preemptions:
-        causes.append("queue")
+    beside = {name: result.walls_ms_per_token.get(name, 0.0) for name in ("queue", "preemption", "interference")}
+    # worth a word where it costs a user a quarter of what decoding does
+    causes += [name for name, ms in beside.items() if ms > 0.25 * total]
     moves = [_MOVES[name] for name in causes if name in _MOVES]
     return [text, "What would move it: " + "; ".join(moves) + "."] if moves else [text]
 

@@ -1,0 +1,279 @@
+"""Figures of a result, each a function from a result to a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.results.gaps import Floats
+from sim.results.metrics import gap_pool, latencies, segment_s
+from sim.results.result import Result
+from sim.results.verdict import CAUSES, label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with any kind of colour vision can tell apart
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _SKY, _YELLOW, _GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#888888",
+)  # fmt: skip
+_CLASS_COLOURS = {
+    "weights_bytes": ("weights", _BLUE),
+    "activation_bytes": ("activations", _SKY),
+    "overhead_bytes": ("runtime overhead", _GREY),
+    "kv_pool_bytes": ("KV pool", _GREEN),
+}
+_WALL_COLOURS = {
+    "memory": _BLUE, "communication": _RED, "compute": _GREEN, "overhead": _GREY, "prefill": _PURPLE, "waiting": _ORANGE,
+}  # fmt: skip
+_POINTS = 4000
+"""A line has at most so many points: more cannot be seen, and a vector file would not open."""
+
+
+def timeline(result: Result) -> Figure:
+    """KV cache in use, running and waiting requests over time, with preemptions and the end by OOM marked."""
+    figure, (kv, people) = _figure(9.0, 5.6, rows=2)
+    title = result.name
+    if len(np.unique(result.steps["replica"])) > 1:
+        title += " (sum of all replicas)"
+    figure.suptitle(title)
+    times, used = _over_time(result, "used_blocks")
+    replicas = max(1, len(np.unique(result.steps["replica"])))
+    blocks = result.kv_blocks * replicas if result.kv_blocks else None
+    share = used * (100 / blocks) if blocks else used
+    kv.fill_between(times, share, step="post", color=_GREEN, alpha=0.35, linewidth=0)
+    kv.step(times, share, where="post", color=_GREEN, linewidth=1.2)
+    kv.set_ylabel("KV cache in use (%)" if blocks else "KV blocks in use")
+    kv.set_ylim(0, 108 if blocks else None)
+    if blocks:
+        kv.axhline(100, color="black", linewidth=0.8, linestyle=":")
+    _mark_preemptions(kv, result)
+    _mark_oom(kv, result)
+    for column, colour in (("running", _BLUE), ("waiting", _ORANGE)):
+        times, values = _over_time(result, column)
+        people.step(times, values, where="post", color=colour, linewidth=1.2, label=column)
+    people.set_ylabel("requests")
+    people.set_ylim(bottom=0)
+    people.legend(loc="upper right", frameon=False, ncols=2)
+    people.set_xlabel("simulated time (s)")
+    people.set_xlim(0, max(result.end_s, 1e-9))
+    return figure
+
+
+def _mark_preemptions(axes: Axes, result: Result) -> None:
+    hit = result.steps["preempted"] > 0
+    if not hit.any():
+        return
+    at = result.steps["start_s"][hit]
+    text = f"{int(result.steps['preempted'].sum()):,} preemptions"
+    height = axes.get_ylim()[1]
+    axes.plot(at, np.full(len(at), height * 0.965), "|", color=_RED, markersize=7, label=text)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.9)
+
+
+def _mark_oom(axes: Axes, result: Result) -> None:
+    if result.oom is None:
+        return
+    at = result.oom["time_s"]
+    axes.axvline(at, color=_RED, linewidth=1.6)
+    left = at > result.end_s / 2
+    axes.annotate(
+        f"out of memory at {at:.4g} s\n{result.oom['gpu']}, request {result.oom['request']}",
+        (at, 0.5),
+        xycoords=("data", "axes fraction"),
+        xytext=(-8 if left else 8, 0),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        color=_RED,
+        weight="bold",
+        bbox={"facecolor": "white", "edgecolor": _RED, "alpha": 0.9},
+    )
+
+
+def latency_distributions(result: Result) -> Figure:
+    """How TTFT, TPOT, ITL and E2EL are distributed, with P50 and P99 marked."""
+    figure, grid = _figure(9.0, 6.4, rows=2, columns=2, share_x=False)
+    figure.suptitle(f"{result.name}: latencies")
+    samples = latencies(result)
+    titles = {"ttft": "TTFT", "tpot": "TPOT (excl. 1st token)", "itl": "ITL (single gaps)", "e2el": "E2EL"}
+    for axes, (metric, title) in zip(grid.flat, titles.items(), strict=True):
+        values, shares = _gap_curve(result) if metric == "itl" else _sample_curve(samples[metric])
+        axes.set_title(title, fontsize=10)
+        axes.set_ylim(0, 103)
+        axes.set_ylabel("% at or below")
+        if not len(values):
+            axes.text(0.5, 0.5, "nothing was measured", ha="center", va="center", transform=axes.transAxes)
+            continue
+        unit, factor = ("s", 1.0) if values[-1] >= 2 else ("ms", 1e3)
+        axes.step(values * factor, shares, where="post", color=_BLUE, linewidth=1.5)
+        axes.set_xlabel(unit)
+        _log_if_skewed(axes, values * factor)
+        for percent, colour in ((50, _GREEN), (99, _RED)):
+            summary_ms = result.summary[f"p{percent}_{metric}_ms"]
+            at = summary_ms / 1e3 * factor
+            axes.axvline(at, color=colour, linewidth=1, linestyle="--", label=f"P{percent} {at:.4g} {unit}")
+        if metric in result.slo_s:
+            axes.axvline(result.slo_s[metric] * factor, color="black", linewidth=1, linestyle=":", label="objective")
+        axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _log_if_skewed(axes: Axes, values: Floats) -> None:
+    """A logarithmic axis where half of the values would lie in the first tenth of a linear one."""
+    if values[0] > 0 and np.median(values) - values[0] < 0.1 * (values[-1] - values[0]):
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def memory_ledger(result: Result) -> Figure:
+    """What fills the memory of each GPU."""
+    gpus = result.ledger.per_gpu
+    figure, axes = _figure(max(5.0, 2.5 + 0.55 * len(gpus)), 4.8)
+    bottom = np.zeros(len(gpus))
+    names = [gpu.gpu for gpu in gpus]
+    for attribute, (name, colour) in _CLASS_COLOURS.items():
+        sizes = np.array([getattr(gpu, attribute) / 1e9 for gpu in gpus])
+        bars = axes.bar(names, np.maximum(sizes, 0), bottom=bottom, color=colour, label=name, width=0.7)
+        if len(gpus) <= 8:
+            texts = [f"{size:.1f}" if size > 0.03 * gpus[0].capacity_bytes / 1e9 else "" for size in sizes]
+            axes.bar_label(bars, texts, label_type="center", color="white", fontsize=8)
+        bottom += np.maximum(sizes, 0)
+    for attribute, style, name in (("capacity_bytes", "-", "capacity"), ("usable_bytes", "--", "usable by the engine")):
+        levels = [getattr(gpu, attribute) / 1e9 for gpu in gpus]
+        axes.hlines(
+            levels, np.arange(len(gpus)) - 0.42, np.arange(len(gpus)) + 0.42, "black", style, label=name, lw=1.2
+        )
+    axes.set_ylabel("GB (1e9 bytes)")
+    axes.set_xlim(-0.6, len(gpus) - 0.4)
+    axes.grid(axis="x", visible=False)
+    axes.set_title(f"{result.name}: memory of each GPU")
+    if len(gpus) > 4:
+        axes.tick_params(axis="x", labelrotation=90 if len(gpus) > 16 else 45, labelsize=8)
+    axes.set_ylim(0, 1.08 * max(float(bottom.max()), *(gpu.capacity_bytes / 1e9 for gpu in gpus)))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure
+
+
+def token_by_wall(result: Result) -> Figure:
+    """Where the milliseconds of a mean output token go, by cause, coloured by wall."""
+    spent = {cause: ms for cause, ms in result.walls_ms_per_token.items() if ms > 0}
+    figure, axes = _figure(8.0, 1.6 + 0.42 * max(3, len(spent)))
+    total = sum(spent.values())
+    order = list(spent)[::-1]
+    walls = {cause: CAUSES[cause][1] if cause in CAUSES else "overhead" for cause in order}
+    bars = axes.barh(
+        [label(cause) for cause in order],
+        [spent[cause] for cause in order],
+        color=[_WALL_COLOURS[walls[cause]] for cause in order],
+    )
+    axes.bar_label(
+        bars, [f"{spent[cause]:.2f} ms ({spent[cause] / total:.0%})" for cause in order], padding=4, fontsize=9
+    )
+    axes.set_xlim(0, 1.25 * max(spent.values(), default=1.0))
+    axes.set_xlabel("ms of a mean output token")
+    axes.set_title(f"{result.name}: {total:.2f} ms a token")
+    axes.grid(axis="y", visible=False)
+    from matplotlib.patches import Patch
+
+    used = [wall for wall in _WALL_COLOURS if wall in walls.values()]
+    axes.legend([Patch(color=_WALL_COLOURS[wall]) for wall in used], used, loc="lower right", frameon=False)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Result], Figure]] = {
+    "timeline": timeline,
+    "latencies": latency_distributions,
+    "memory": memory_ledger,
+    "walls": token_by_wall,
+}
+"""Every figure by the name of its file."""
+
+
+def save_plots(result: Result, out_dir: Path) -> list[Path]:
+    """Write every figure that the result has data for as PNG into `out_dir`, and return the files."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in FIGURES.items():
+        if not _drawable(name, result):
+            continue
+        path = out_dir / f"{name}.png"
+        # the only metadata would be the version of matplotlib
+        figure(result).savefig(path, dpi=130, metadata={"Software": None})
+        written.append(path)
+    return written
+
+
+def _drawable(name: str, result: Result) -> bool:
+    """Whether the result has data for the figure `name`."""
+    if name == "memory":
+        return result.ledger is not None
+    if name == "walls":
+        return any(ms > 0 for ms in result.walls_ms_per_token.values())
+    return len(result.steps["start_s"]) > 0
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, share_x: bool = True) -> tuple[Figure, Any]:
+    """A figure with its axes in one style; not known to pyplot, so nothing is left open."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=share_x and rows > 1)
+    for one in np.atleast_1d(axes).flat:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(visible=True, color="#dddddd", linewidth=0.6)
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def _over_time(result: Result, column: str) -> tuple[Floats, Floats]:
+    """(times, values) of a column of the steps table, summed over replicas, 0 where a replica idles."""
+    steps = result.steps
+    order = np.lexsort((steps["start_s"], steps["replica"]))
+    start, value = steps["start_s"][order], steps[column][order].astype(np.float64)
+    replica, end = steps["replica"][order], (steps["start_s"] + segment_s(steps))[order]
+    # a replica that idles until its next segment holds nothing; the pause is real only beyond rounding
+    next_start = np.append(start[1:], np.inf)
+    idle = (np.append(replica[1:], -1) != replica) | (next_start > end * (1 + 1e-12) + 1e-12)
+    before = np.concatenate([[0.0], value[:-1]])
+    before[1:][idle[:-1]] = 0.0
+    times = np.concatenate([start, end[idle]])
+    changes = np.concatenate([value - before, -value[idle]])
+    by_time = np.argsort(times, kind="stable")
+    times, values = times[by_time], np.cumsum(changes[by_time])
+    last = np.append(times[1:] != times[:-1], True)
+    return _thinned(times[last], values[last])
+
+
+def _thinned(times: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """At most `_POINTS` points of a step function that keep the lowest and highest value of every stretch."""
+    if len(times) <= _POINTS:
+        return times, values
+    parts = np.array_split(np.arange(len(times)), _POINTS // 2)
+    kept = sorted({int(part[f(values[part])]) for part in parts for f in (np.argmin, np.argmax)} | {len(times) - 1})
+    return times[kept], values[kept]
+
+
+def _sample_curve(samples: Floats) -> tuple[Floats, Floats]:
+    """(values, % at or below) of samples."""
+    values = np.sort(samples)
+    shares = np.arange(1, len(values) + 1) * (100 / max(1, len(values)))
+    step = max(1, len(values) // _POINTS)
+    kept = np.unique(np.append(np.arange(0, len(values), step), len(values) - 1)) if len(values) else np.arange(0)
+    return values[kept], shares[kept]
+
+
+def _gap_curve(result: Result) -> tuple[Floats, Floats]:
+    """The same of all inter-token gaps, at a thousand percentiles."""
+    pool = gap_pool(result)
+    if not pool.count:
+        return np.zeros(0), np.zeros(0)
+    shares = np.linspace(0, 100, 1001)
+    return np.array(pool.percentiles(shares.tolist())), shares

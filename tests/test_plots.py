@@ -1,0 +1,94 @@
+"""Figures hold what the records say; how they look was judged by eye."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from records import ledger, make_result, two_users
+from small_engine import busy_engine
+
+from sim.results import plots
+from sim.results.result import Result
+
+
+@pytest.fixture
+def full() -> Result:
+    result = busy_engine(blocks=17)
+    result.ledger = ledger()
+    return result
+
+
+def test_every_figure_is_written_as_png(tmp_path: Path, full: Result) -> None:
+    written = plots.save_plots(full, tmp_path)
+    assert [path.name for path in written] == ["timeline.png", "latencies.png", "memory.png", "walls.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_a_figure_without_data_is_left_out(tmp_path: Path) -> None:
+    empty = make_result([], [], walls_ms_per_token={})
+    assert plots.save_plots(empty, tmp_path) == []
+
+
+def test_the_timeline_shows_occupancy_and_preemptions(full: Result) -> None:
+    kv, people = plots.timeline(full).axes
+    used = kv.lines[0].get_ydata()
+    assert used.max() == pytest.approx(100.0 * full.steps["used_blocks"].max() / 17)
+    marks = next(line for line in kv.lines if "preemptions" in line.get_label())
+    assert len(marks.get_xdata()) == (full.steps["preempted"] > 0).sum()
+    assert people.lines[0].get_ydata().max() == full.steps["running"].max()
+    assert people.lines[1].get_ydata().max() == full.steps["waiting"].max()
+
+
+def test_the_timeline_marks_the_end_by_oom(full: Result) -> None:
+    full.oom = {"time_s": 3.0, "gpu": "n0.g1", "request": 17, "kv_tokens": 1, "needed_bytes": 1.0, "free_bytes": 0.0}
+    kv = plots.timeline(full).axes[0]
+    assert any(text.get_text() == "out of memory at 3 s\nn0.g1, request 17" for text in kv.texts)
+
+
+def test_a_replica_that_idles_holds_nothing() -> None:
+    steps = [
+        {"replica": 0, "start_s": 0.0, "iterations": 2, "first_s": 1.0, "running": 3},
+        {"replica": 0, "start_s": 2.0, "iterations": 1, "first_s": 1.0, "running": 1},
+        {"replica": 0, "start_s": 5.0, "iterations": 1, "first_s": 1.0, "running": 2},
+        {"replica": 1, "start_s": 1.0, "iterations": 1, "first_s": 4.5, "running": 10},
+    ]
+    times, values = plots._over_time(make_result([], steps), "running")
+    assert dict(zip(times.tolist(), values.tolist(), strict=True)) == {
+        0.0: 3, 1.0: 13, 2.0: 11, 3.0: 10, 5.0: 12, 5.5: 2, 6.0: 0,
+    }  # fmt: skip
+
+
+def test_a_long_line_is_thinned_and_keeps_its_peaks() -> None:
+    times, values = np.arange(100_000.0), np.zeros(100_000)
+    values[[17, 54_321]] = 9.0, -3.0
+    thin_times, thin_values = plots._thinned(times, values)
+    assert len(thin_times) <= plots._POINTS + 1
+    assert (thin_values.max(), thin_values.min()) == (9.0, -3.0)
+    assert (np.diff(thin_times) > 0).all()
+
+
+def test_latencies_mark_the_percentiles_of_the_summary() -> None:
+    result = two_users()
+    axes = plots.latency_distributions(result).axes
+    assert [one.get_title() for one in axes] == ["TTFT", "TPOT (excl. 1st token)", "ITL (single gaps)", "E2EL"]
+    p50 = next(line for line in axes[0].lines if line.get_label().startswith("P50"))
+    assert p50.get_xdata()[0] == pytest.approx(result.summary["p50_ttft_ms"])
+
+
+def test_the_ledger_bars_stack_to_the_usable_memory(full: Result) -> None:
+    axes = plots.memory_ledger(full).axes[0]
+    tops = {round(bar.get_y() + bar.get_height(), 6) for bar in axes.patches}
+    assert max(tops) == pytest.approx(70.56 + 1.41 + 3.88 + 4.94)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["n0.g0", "n0.g1"]
+
+
+def test_walls_are_drawn_in_their_order(full: Result) -> None:
+    axes = plots.token_by_wall(full).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()][::-1] == [
+        "weights read",
+        "KV read",
+        "all-reduce latency",
+    ]
+    assert axes.get_title() == "busy: 17.00 ms a token"
