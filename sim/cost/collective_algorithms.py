@@ -24,14 +24,14 @@ NCCL_PROTOCOLS = ("LL", "LL128", "Simple")
 
 
 class Group:
-    """The GPUs of a collective, in rank order, by node."""
+    """The GPUs of a collective, in rank order, by island: a node, or what one NVLink switch joins beyond it."""
 
     def __init__(self, topology: Topology, gpus: Sequence[str]) -> None:
         self.topology = topology
         self.gpus = list(gpus)
-        nodes: dict[str, list[str]] = {}
+        nodes: dict[int, list[str]] = {}
         for gpu in gpus:
-            nodes.setdefault(topology.node_of[gpu], []).append(gpu)
+            nodes.setdefault(topology.island(gpu), []).append(gpu)
         self.nodes = list(nodes.values())
         self.channels = min(len(members) for members in self.nodes)
         """Rings or trees that run side by side, each through another GPU (and NIC) of every node."""
@@ -230,7 +230,7 @@ def exchange(group: Group, share: float, steps: int, family: str, launch: str, p
 def point_to_point(group: Group) -> Plan:
     """The first half of the ranks sends the size to the second half, pair by pair, at once."""
     half = len(group) // 2
-    phase = Phase("peer")
+    phase = Phase("send")
     pairs = list(zip(group.gpus[:half], group.gpus[half:], strict=True))
     for a, b in pairs:
         phase.add_flow(group.topology, a, b, 1.0)

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.cost.collective_constants import LinkConstants, Method
+from sim.cost.kernels import Floats
 from sim.hardware.topology import Edge, Topology
 from sim.hardware.topology_language import DIRECT_KINDS, NETWORK_KINDS, PCIE_KINDS
-
-Floats = NDArray[np.float64]
 
 
 def path_kind(topology: Topology, path: tuple[Edge, ...]) -> str:
@@ -110,7 +108,8 @@ class Price:
         self._phases: list[list[tuple[float, float]]] = []
         for phase in plan.phases:
             methods = {kind: _method(constants[kind].methods, phase.family, protocol) for kind in phase.loads}
-            self.launch_s += max((method.start_s for method in methods.values()), default=0.0)
+            starts = (method.start_s + phase.connections * method.connection_s for method in methods.values())
+            self.launch_s += max(starts, default=0.0)
             self.latency_s += sum(hop.steps * (hop.wire_s + methods[hop.kind].step_s) for hop in phase.hops)
             self._phases.append(self._rows(topology, plan, phase, methods))
 

@@ -19,11 +19,10 @@ from sim.cost.collective_constants import (
     LinkConstants,
 )
 from sim.cost.collective_plan import Plan, Price
+from sim.cost.kernels import Floats
 from sim.errors import InputError, nearest
 from sim.hardware.topology import Edge, Topology
 from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec
-
-Floats = NDArray[np.float64]
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
 SOFTWARE = ("custom", "nccl", "eager", "ideal")
@@ -46,6 +45,10 @@ class CollectiveTime:
     launch_s: float
     latency_s: float
     bandwidth_s: float
+    error: float = 0.0
+    """Fraction within which nine in ten measured times of these links and this software lie."""
+    source: str = ""
+    """Where the constants come from."""
     _topology: Topology | None = field(default=None, repr=False)
     _plan: Plan | None = field(default=None, repr=False)
 
@@ -159,6 +162,7 @@ class Communicator:
             return CollectiveTime(op, size_bytes, ranks, "none", "", 0, 0.0, 0.0, 0.0)
         chosen, latency, bandwidth = self._cheapest(op, prices, np.array([size_bytes], dtype=np.float64))
         price = prices[int(chosen[0])]
+        kinds = sorted({self.kind, *(kind for phase in price.plan.phases for kind in phase.loads)})
         return CollectiveTime(
             op=op,
             size_bytes=size_bytes,
@@ -169,6 +173,8 @@ class Communicator:
             launch_s=float(latency[0]) - price.latency_s,
             latency_s=price.latency_s,
             bandwidth_s=float(bandwidth[0]),
+            error=max(self._constants[kind].error for kind in kinds),
+            source="; ".join(f"{kind}: {self._constants[kind].source}" for kind in kinds),
             _topology=self.topology,
             _plan=price.plan,
         )
@@ -270,7 +276,7 @@ class Communicator:
         """vLLM's own kernels: one node, peers that read each other's memory, a bounded message."""
         group = self.group
         limit = CUSTOM_LIMIT_BYTES.get(self.kind, {}).get(len(group), 0.0)
-        if not limit or len(group.nodes) > 1 or not group.direct():
+        if not limit or len({self.topology.node_of[gpu] for gpu in group.gpus}) > 1 or not group.direct():
             return {}
         n = len(group)
 

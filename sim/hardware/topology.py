@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 
 from sim.errors import InputError, nearest
 from sim.hardware.topology_build import GraphBuilder
-from sim.hardware.topology_language import DIRECT_KINDS, CalibrationSpec, TopologySpec, read_spec
+from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec, TopologySpec, read_spec
 
 Edge = tuple[str, str]
 """A directed edge of the graph, from and to."""
@@ -41,8 +42,10 @@ class Topology:
     calibration: dict[str, CalibrationSpec] = field(default_factory=dict)
     source: str = ""
     _paths: dict[Edge, tuple[Edge, ...]] = field(default_factory=dict)
-    _node_sizes: dict[str, tuple[list[str], int]] = field(default_factory=dict)
     _domains: dict[str, int] = field(default_factory=dict)
+    _islands: dict[str, int] = field(default_factory=dict)
+    _nics: dict[str, list[str]] = field(default_factory=dict)
+    _node_sizes: Counter[str] = field(default_factory=Counter)
 
     def path(self, a: str, b: str) -> tuple[Edge, ...]:
         """The directed edges from `a` to `b` with the least latency; through another GPU only if nothing else leads there.
@@ -79,12 +82,22 @@ class Topology:
     def domain(self, gpu: str) -> int:
         """Number of the group of GPUs that reach each other over NVLink or Infinity Fabric alone."""
         if not self._domains:
-            direct = nx.Graph()
-            direct.add_nodes_from(self.gpus)
-            direct.add_edges_from((a, b) for a, b, kind in self.graph.edges(data="kind") if kind in DIRECT_KINDS)
-            for number, members in enumerate(nx.connected_components(direct)):
-                self._domains.update(dict.fromkeys(members, number))
+            self._domains = self._components(DIRECT_KINDS)
         return self._domains[gpu]
+
+    def island(self, gpu: str) -> int:
+        """Number of the group of GPUs that reach each other without a network: a node, or the racks of one NVLink switch."""
+        if not self._islands:
+            self._islands = self._components((*DIRECT_KINDS, *PCIE_KINDS))
+        return self._islands[gpu]
+
+    def _components(self, kinds: tuple[str, ...]) -> dict[str, int]:
+        """Connected component of every GPU over links of these kinds, numbered in order of the GPUs."""
+        joined = nx.Graph()
+        joined.add_nodes_from(self.gpus)
+        joined.add_edges_from((a, b) for a, b, kind in self.graph.edges(data="kind") if kind in kinds)
+        found = {name: n for n, members in enumerate(nx.connected_components(joined)) for name in members}
+        return {gpu: found[gpu] for gpu in self.gpus}
 
     def check_gpus(self, names: list[str], where: str) -> None:
         """Raise InputError naming the first of `names` that is no GPU of this cluster."""
@@ -94,14 +107,14 @@ class Topology:
 
     def _own_nic(self, gpu: str) -> str | None:
         """The NIC that stands beside `gpu` by number: eight GPUs with four NICs share them two by two."""
+        if not self._node_sizes:
+            self._node_sizes.update(self.node_of.values())
+            for name, data in self.graph.nodes(data=True):
+                if data["type"] == "nic":
+                    self._nics.setdefault(data["node"], []).append(name)
         node = self.node_of[gpu]
-        counts = self._node_sizes.get(node)
-        if counts is None:
-            data = self.graph.nodes(data=True)
-            nics = [name for name, d in data if d["type"] == "nic" and d["node"] == node]
-            counts = self._node_sizes[node] = (nics, sum(other == node for other in self.node_of.values()))
-        nics, gpus = counts
-        return nics[self.graph.nodes[gpu]["index"] * len(nics) // gpus] if nics else None
+        nics = self._nics.get(node, [])
+        return nics[self.graph.nodes[gpu]["index"] * len(nics) // self._node_sizes[node]] if nics else None
 
     def _search(self, a: str, b: str) -> tuple[Edge, ...]:
         succ = self.graph.adj

@@ -22,7 +22,8 @@ from sim.errors import InputError, nearest
 NVLINK_KINDS = ("nvlink2", "nvlink3", "nvlink4", "nvlink5")
 DIRECT_KINDS = (*NVLINK_KINDS, "infinity_fabric")
 """Links on which one GPU reads another's memory as if it were its own."""
-PCIE_KINDS = ("pcie3", "pcie4", "pcie5", "pcie6", "socket")
+PCIE_KINDS = ("pcie3", "pcie4", "pcie5", "pcie6", "c2c", "socket")
+"""Links through the host: PCIe, NVLink-C2C to a Grace CPU, and between sockets."""
 NETWORK_KINDS = ("infiniband", "ethernet")
 LINK_KINDS = (*DIRECT_KINDS, *PCIE_KINDS, *NETWORK_KINDS)
 ComponentType = Literal["gpu", "nvswitch", "pcie_switch", "cpu", "nic", "switch"]

@@ -1,0 +1,175 @@
+"""Predicted collectives beside published measurements, row by row and by group."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sim.cost.collectives import Communicator
+from sim.cost.kernels import Floats
+from sim.errors import InputError
+from sim.hardware.topology import Topology, load_topology
+
+SYSTEMS: Mapping[str, str] = {
+    "a100_sxm": "dgx-a100",
+    "h100_sxm": "dgx-h100",
+    "h200_sxm": "dgx-h200",
+    "b200_sxm": "hgx-b200",
+}
+"""Folder of the aiconfigurator tables -> topology of the machine they were measured on."""
+_ELEMENT_BYTES = {"half": 2, "bfloat16": 2, "int8": 1}
+_OPS = {"alltoall": "all_to_all"}
+_BACKENDS = {"vllm_graph": "custom", "vllm_eager": "eager"}
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveRow:
+    """One measurement and what is predicted for it."""
+
+    source: str
+    system: str
+    op: str
+    software: str
+    gpus: int
+    nodes: int
+    size_bytes: float
+    measured_s: float
+    predicted_s: float
+    algorithm: str
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less one."""
+        return self.predicted_s / self.measured_s - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """Errors of rows that belong together; all but `n` are fractions."""
+
+    group: str
+    n: int
+    median_abs_error: float
+    mean_abs_error: float
+    bias: float
+    p90_abs_error: float
+    within_25_percent: float
+
+
+def table_rows(kernels: Path) -> list[CollectiveRow]:
+    """Rows of the NCCL and vLLM all-reduce tables inside a node.
+
+    Args:
+        kernels: the folder that holds `<system>/nccl/nccl_perf.parquet` and `<system>/comm/custom_allreduce_perf.parquet`.
+
+    Raises:
+        InputError: none of the systems is there.
+    """
+    import pyarrow.parquet as pq
+
+    rows = []
+    for system, name in SYSTEMS.items():
+        topology = load_topology(name, {})
+        groups = _Communicators(topology)
+        for path in sorted((kernels / system).glob("*/*.parquet")):
+            if path.name not in ("nccl_perf.parquet", "custom_allreduce_perf.parquet"):
+                continue
+            for record in pq.read_table(path).to_pylist():
+                dtype = record.get("nccl_dtype") or record["allreduce_dtype"]
+                # `message_size` counts elements of the dtype and `latency` is in milliseconds
+                size = float(record["message_size"] * _ELEMENT_BYTES[dtype])
+                op = _OPS.get(record["op_name"], record["op_name"])
+                software = _BACKENDS.get(record.get("backend", ""), "nccl")
+                measured_s = record["latency"] * 1e-3
+                rows.append(
+                    groups.row(path.stem, system, op, software, topology.gpus[: record["num_gpus"]], size, measured_s)
+                )
+    if not rows:
+        raise InputError(str(kernels), "holds no collective tables", f"expected folders {', '.join(SYSTEMS)}")
+    return rows
+
+
+def published_rows(measured: Path) -> list[CollectiveRow]:
+    """Rows of other software versions and of collectives across nodes, from a CSV of published measurements.
+
+    They are printed beside the tables, not fitted: PyTorch on NCCL versions that are not stated (Vidur), NCCL-tests (APEX).
+    """
+    rows = []
+    machines: dict[tuple[str, int], _Communicators] = {}
+    with measured.open(encoding="utf-8", newline="") as file:
+        for record in csv.DictReader(file):
+            source = "-".join(record["id"].split("-")[:2])
+            if record["kind"] != "collective" or source not in ("coll-vidur", "coll-apex"):
+                continue
+            name = next((t for key, t in _GPU_TOPOLOGIES.items() if record["gpu"].startswith(key)), None)
+            if name is None:
+                continue
+            nodes, gpus = int(record["nodes"]), int(record["n_gpus"])
+            groups = machines.setdefault((name, nodes), _Communicators(load_topology(name, {"nodes": nodes})))
+            op = record["metric"].split("_latency")[0]
+            each = gpus // nodes
+            members = [f"n{node}.g{i}" for node in range(nodes) for i in range(each)]
+            measured_s = float(record["value"]) * {"ms": 1e-3, "us": 1e-6}[record["unit"]]
+            size = _message_bytes(record["batch_or_concurrency_or_rate"])
+            rows.append(groups.row(source, record["gpu"], op, "nccl", members, size, measured_s))
+    return rows
+
+
+_GPU_TOPOLOGIES = {"A100-SXM": "dgx-a100", "H100-SXM": "dgx-h100", "H200-SXM": "dgx-h200"}
+
+
+def grouped_errors(
+    rows: Iterable[CollectiveRow], key: Callable[[CollectiveRow], str] | None = None
+) -> list[ErrorGroup]:
+    """Errors by group; without `key` by system, software and op."""
+    by: dict[str, list[float]] = {}
+    for row in rows:
+        name = key(row) if key else f"{row.system} {row.software} {row.op}"
+        by.setdefault(name, []).append(row.error)
+    return [_summary(name, np.array(errors)) for name, errors in by.items()]
+
+
+def _summary(name: str, errors: Floats) -> ErrorGroup:
+    size = np.abs(errors)
+    return ErrorGroup(
+        group=name,
+        n=errors.size,
+        median_abs_error=float(np.median(size)),
+        mean_abs_error=float(size.mean()),
+        bias=float(errors.mean()),
+        p90_abs_error=float(np.quantile(size, 0.9)),
+        within_25_percent=float((size <= 0.25).mean()),
+    )
+
+
+def _message_bytes(text: str) -> float:
+    """Bytes in "message=2048 bytes" or "message=16 KB" (KB of nccl-tests: 1024 bytes)."""
+    number, unit = text.removeprefix("message=").split()
+    factors = {"bytes": 1.0, "KB": 1024.0, "elements": 2.0}
+    if unit not in factors:
+        raise InputError("measured.csv", f"unknown message size '{text}'", "bytes, KB or elements")
+    return float(number) * factors[unit]
+
+
+class _Communicators:
+    """Communicators of one machine, each built once."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self._known: dict[tuple[str, tuple[str, ...]], Communicator] = {}
+
+    def row(
+        self, source: str, system: str, op: str, software: str, gpus: list[str], size_bytes: float, measured_s: float
+    ) -> CollectiveRow:
+        key = software, tuple(gpus)
+        if key not in self._known:
+            self._known[key] = Communicator(self.topology, gpus, software)
+        time = self._known[key].time(op, size_bytes)
+        nodes = len({self.topology.node_of[gpu] for gpu in gpus})
+        return CollectiveRow(
+            source, system, op, software, len(gpus), nodes, size_bytes, measured_s, time.time_s, time.algorithm
+        )
