@@ -119,6 +119,8 @@ def run_many(jobs: Sequence[Job], workers: int | None = None) -> Iterator[tuple[
     Args:
         workers: processes at a time; None: one a core.
     """
+    if not jobs:
+        return
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     unfinished = set(range(len(jobs)))
     for index, row in _pool(jobs, sorted(unfinished), workers):
