@@ -40,6 +40,9 @@ class InputError(TwoWallsError):
         self.hint = hint
         super().__init__(f"{where}: {problem}" + (f"\n  {hint}" if hint else ""))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        return InputError, (self.where, self.problem, self.hint)  # so that it crosses process boundaries whole
+
 
 class DoesNotFit(TwoWallsError):
     """The deployment cannot hold its weights, or its longest request, in GPU memory."""

@@ -19,6 +19,7 @@ from sim.results.checks import run_checks
 from sim.results.result import Result
 from sim.results.walls import Walls, shortest_iteration_s
 from sim.scenario import Scenario
+from sim.workload.content import Content
 from sim.workload.workload import Workload
 
 if TYPE_CHECKING:
@@ -85,11 +86,19 @@ class _Run:
             max_model_len=self.max_model_len,
             entry_s=preset.entry_s,
             exit_s=preset.exit_s,
+            content=self._content(),
             progress=progress,
         )
         fluid = Fluid(self.env)
         for index in range(deployment.sharding.data):
             self.cluster.replicas.append(self._replica(index, fluid))
+
+    def _content(self) -> Callable[[int], Content | None] | None:
+        """What a prefix cache can see of each request; None where nothing is shared or nobody looks."""
+        engine, prompts = self.deployment.scenario.engine, self.workload.prompts
+        if prompts is None or not engine.enable_prefix_caching:
+            return None
+        return lambda request: prompts.content(request, engine.block_size)
 
     def _replica(self, index: int, fluid: Fluid) -> Replica:
         engine, deployment = self.deployment.scenario.engine, self.deployment

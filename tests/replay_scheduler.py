@@ -13,7 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from sim.engine.batching import Batch, VllmScheduler
+from sim.engine.batch import Batch
+from sim.engine.batching import VllmScheduler
 from sim.engine.sequence import DECODING, FINISHED, Sequence
 from sim.engine.versions import scheduler_for
 from sim.workload.content import SegmentContent

@@ -78,12 +78,15 @@ class StepCost:
         """Causes by number of tokens: all that does not depend on contexts, the head left out."""
         self.sampled_causes = self._sampled_causes(np.arange(max_seqs + 1))
         self.decode_fixed, self.decode_slopes = self._decode_tables(np.arange(max_seqs + 1))
-        self._token_s: list[float] = self.token_causes.sum(axis=0).tolist()
-        self._sampled_s: list[float] = self.sampled_causes.sum(axis=0).tolist()
-        self._decode_fixed_s: list[float] = self.decode_fixed.tolist()
+        self.token_s: list[float] = self.token_causes.sum(axis=0).tolist()
+        self.sampled_s: list[float] = self.sampled_causes.sum(axis=0).tolist()
+        self.decode_fixed_s: list[float] = self.decode_fixed.tolist()
         slopes = {s.window_tokens: s.total_s.tolist() for s in self.decode_slopes}
-        self._full_slope_s: list[float] = slopes.get(None, [0.0] * (max_seqs + 1))
-        self._window_slopes_s: list[list[float]] = [slopes[w] for w in self.windows]
+        self.full_slope_s: list[float] = slopes.get(None, [0.0] * (max_seqs + 1))
+        """Seconds a context token of layers that see all of it, by number of decoding sequences."""
+        self.window_slopes_s: list[list[float]] = [slopes[w] for w in self.windows]
+        self.host_s: list[float] = [preset.host_step_s + preset.host_request_s * n for n in range(max_seqs + 1)]
+        """Host seconds of an iteration, by number of requests."""
         self._chunk_cache: dict[tuple[int, int], tuple[float, float]] = {}
 
     # --- tables -----------------------------------------------------------------------------------------------------------
@@ -181,49 +184,20 @@ class StepCost:
             compute = compute + attention.count * time.compute_s
         return KernelTime(fixed, memory, compute)
 
-    def _chunk_s(self, start: int, tokens: int) -> tuple[float, float]:
-        """(fixed, body) seconds of one chunk's attention."""
-        key = (start, tokens)
-        found = self._chunk_cache.get(key)
-        if found is None:
-            time = self.chunk_times(np.float64(start), np.float64(tokens))  # type: ignore[arg-type]
-            found = self._chunk_cache[key] = (float(time.fixed_s), float(time.memory_s + time.compute_s))
-        return found
+    def chunks_s(self, chunks: Items[tuple[int, int]]) -> float:
+        """Attention of the prompt chunks (cached tokens before it, tokens) of one iteration.
 
-    # --- one iteration ----------------------------------------------------------------------------------------------------
-
-    def gpu_s(
-        self, decodes: int, context_tokens: int, window_tokens: Items[int], sampled: int, chunks: Items[tuple[int, int]]
-    ) -> float:
-        """GPU seconds of one iteration.
-
-        Args:
-            decodes: sequences that decode one token.
-            context_tokens: sum of their lengths, the new token included.
-            window_tokens: for each of `windows`, the sum of min(length, window).
-            sampled: sequences whose logits are computed.
-            chunks: (cached tokens before it, tokens) of each prompt chunk.
+        All run in one kernel: its fixed cost is paid once.
         """
-        total_s = self._sampled_s[sampled] + self._decode_fixed_s[decodes] + self._full_slope_s[decodes] * context_tokens
-        for slope, tokens in zip(self._window_slopes_s, window_tokens, strict=True):
-            total_s += slope[decodes] * tokens
-        batched = decodes
-        if chunks:
-            launch_s = 0.0  # all chunks run in one kernel: its fixed cost is paid once
-            for start, tokens in chunks:
-                batched += tokens
-                fixed_s, body_s = self._chunk_s(start, tokens)
-                launch_s = max(launch_s, fixed_s)
-                total_s += body_s
-            total_s += launch_s
-        return total_s + self._token_s[batched]
-
-    def growth_s(self, decodes: int, window_growth: Items[int]) -> float:
-        """By how much an iteration that only decodes is longer than the one before it."""
-        growth_s = self._full_slope_s[decodes] * decodes
-        for slope, below in zip(self._window_slopes_s, window_growth, strict=True):
-            growth_s += slope[decodes] * below
-        return growth_s
+        total_s = launch_s = 0.0
+        for key in chunks:
+            found = self._chunk_cache.get(key)
+            if found is None:
+                time = self.chunk_times(np.float64(key[0]), np.float64(key[1]))  # type: ignore[arg-type]
+                found = self._chunk_cache[key] = (float(time.fixed_s), float(time.memory_s + time.compute_s))
+            launch_s = max(launch_s, found[0])
+            total_s += found[1]
+        return total_s + launch_s
 
     def all_reduces(self, tokens: int) -> tuple[int, float, float]:
         """(number, latency seconds, bandwidth seconds of one) of the all-reduces of an iteration of so many tokens."""
@@ -233,10 +207,6 @@ class StepCost:
         rows = padded(np.array([tokens]), self.preset.graph_sizes)
         latency_s, bandwidth_s = self._collectives.times("all_reduce", self.operators.all_reduce_bytes_per_token * rows)
         return count, float(latency_s[0]), float(bandwidth_s[0])
-
-    def host_s(self, requests: int) -> float:
-        """Host seconds of an iteration of so many requests."""
-        return self.preset.host_step_s + self.preset.host_request_s * requests
 
 
 def reach(attention: Attention) -> int | None:

@@ -8,69 +8,12 @@ runs out of blocks or of budget is worked out sequence by sequence in `_schedule
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Items
 
+from sim.engine.batch import Batch, Chunk, SchedulerLimits
 from sim.engine.decode_set import DecodeSet
 from sim.engine.kv_cache import BlockPool, PrefixPool
 from sim.engine.sequence import DECODING, ENDING, FINISHED, PREFILLING, WAITING, Sequence
-
-
-@dataclass(slots=True)
-class SchedulerLimits:
-    """What the engine's options say, in vLLM's words."""
-
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    max_model_len: int = 1 << 30
-    enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0
-    scheduler_reserve_full_isl: bool = True
-    watermark_blocks: int = 0
-    async_scheduling: bool = False
-    lone_request_uncapped: bool = True
-    """From vLLM 0.33 on, a lone request is not held to the long-prefill threshold (R3)."""
-    oversized_prompts_stepped_over: bool = False
-    """vLLM 0.11 with chunked prefill off: a prompt over the budget does not block those behind it."""
-    preempts: bool = True
-    """False: the first failed allocation is an out-of-memory error (`on_kv_full: oom`)."""
-
-
-class Chunk:
-    """`tokens` of a prompt (or of a recompute), computed after `start` that stand in the cache already."""
-
-    __slots__ = ("last", "seq", "start", "tokens")
-
-    def __init__(self, seq: Sequence, start: int, tokens: int, last: bool) -> None:
-        self.seq = seq
-        self.start = start
-        self.tokens = tokens
-        self.last = last
-        """It reaches the end of what is known, so the iteration samples a token from it."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one iteration computes."""
-
-    iteration: int
-    decodes: int = 0
-    context_tokens: int = 0
-    """Sum of the lengths of the decoding sequences, the token being computed included."""
-    chunks: list[Chunk] = field(default_factory=list)
-    chunk_tokens: int = 0
-    sampled: int = 0
-    steady: bool = True
-    """Every decoding sequence takes part, and came from the iteration before."""
-    admitted: list[Sequence] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-    late: list[Sequence] = field(default_factory=list)
-    """Decodes that skipped iterations before this one: their gap is longer than this iteration."""
-    starved: list[Sequence] = field(default_factory=list)
-    """Decoding sequences that get no token in this iteration, because the budget ran out."""
-    decoding: list[Sequence] | None = None
-    """The decodes in order, where the iteration was worked out one by one."""
-    out_of_memory: tuple[Sequence, int] | None = None
-    """(sequence, blocks it lacks) of the allocation that failed, if the engine does not preempt."""
 
 
 class VllmScheduler:
@@ -90,13 +33,17 @@ class VllmScheduler:
         """In admission order."""
         self.decodes = DecodeSet(pool.block_size, windows, track_members=pool.caching)
         self._prefilling: list[Sequence] = []
-        self._ending: list[Sequence] = []
+        """Running sequences whose prefill is not complete, in running order."""
+        self._ending: Items[Sequence] = ()
         """Their last token is sampled; blocks and places come free in update()."""
-        self._starved: list[Sequence] = []
+        self._starved: Items[Sequence] = ()
         """Decoding sequences that the last schedule() had no budget for."""
         self._admissions = 0
         self._last_decode_order = -1
         """No decoding sequence was admitted later than this (an upper bound)."""
+        self._async = limits.async_scheduling
+        self._budget = limits.max_num_batched_tokens
+        self._block_size = pool.block_size
 
     @property
     def has_work(self) -> bool:
@@ -106,57 +53,58 @@ class VllmScheduler:
         """A new request joins the queue."""
         self.waiting.append(seq)
 
-    # --- one iteration -------------------------------------------------------------------------------------------------
+    # --- one iteration ---
 
     def schedule(self) -> Batch:
         """Decides the next iteration, takes its blocks and counts its tokens as computed."""
         self.iteration = iteration = self.iteration + 1
-        decodes = self.decodes
-        if self.limits.async_scheduling:
-            self._ending.extend(decodes.ended(iteration - 1))
-        lone = self.limits.lone_request_uncapped and len(self.running) + len(self.waiting) <= 1
+        decodes, pool = self.decodes, self.pool
+        if self._async:
+            self._ending = decodes.ended(iteration - 1)
         batch = Batch(iteration)
-        budget = self._schedule_together(batch, lone)
-        if budget < 0:
-            budget = self._schedule_one_by_one(batch, lone)
+        lone = self.limits.lone_request_uncapped and len(self.running) + len(self.waiting) <= 1
+        count, needed = decodes.count, decodes.block_phase[iteration % self._block_size]
+        budget = self._budget - count
+        if self._prefilling or budget < 0 or needed > pool.free:
+            budget = self._schedule_together(batch, budget, needed, lone)
+        else:
+            self._decode_all(batch, count, needed)
         if self.waiting and budget > 0 and not batch.preempted and batch.out_of_memory is None:  # P3
             self._admit(batch, budget, lone)
         if batch.chunks:
             self._settle_chunks(batch)
         return batch
 
-    def _schedule_together(self, batch: Batch, lone: bool) -> int:
-        """Serves all running sequences at once if nothing is short; returns the budget left, or -1 if something is."""
-        decodes, pool, iteration = self.decodes, self.pool, batch.iteration
-        count = decodes.count
-        budget = self.limits.max_num_batched_tokens - count
-        needed = decodes.block_phase[iteration % pool.block_size]
-        if budget < 0 or needed > pool.free:
-            return -1
-        planned: list[tuple[Sequence, int, int]] = []
-        if self._prefilling:
-            left = budget
-            for seq in self._prefilling:
-                wanted = self._chunk_tokens(seq, lone)
-                tokens = min(wanted, left)
-                if tokens < wanted and self._prefilling[0].order < self._last_decode_order:
-                    return -1
-                if tokens > 0:
-                    blocks = -(-(seq.computed_tokens + tokens) // pool.block_size) - pool.held(seq)
-                    needed += blocks
-                    planned.append((seq, tokens, blocks))
-                left -= tokens
-            out_of_order = pool.caching and count and self._prefilling[0].order < self._last_decode_order
-            if needed > pool.free or (planned and out_of_order):
-                return -1
-            budget = left
-        batch.decodes = count
-        batch.context_tokens = count * iteration + decodes.offset_sum
-        batch.sampled = count
-        if pool.caching:
-            self._take_decode_blocks(iteration)
+    def _decode_all(self, batch: Batch, count: int, needed: int) -> None:
+        """One token for every decoding sequence."""
+        batch.decodes = batch.sampled = count
+        batch.context_tokens = count * batch.iteration + self.decodes.offset_sum
+        if self.prefix_pool is None:
+            self.pool.free -= needed
         else:
-            pool.free -= decodes.block_phase[iteration % pool.block_size]
+            self._take_decode_blocks(batch.iteration)
+
+    def _schedule_together(self, batch: Batch, budget: int, needed: int, lone: bool) -> int:
+        """Part 1 of the real schedule(), for all at once if nothing is short; returns the budget left.
+
+        Decodes first is the real order where every unfinished prefill was admitted after them, or the budget is enough for all.
+        """
+        pool, count, prefilling = self.pool, self.decodes.count, self._prefilling
+        out_of_order = bool(count and prefilling and prefilling[0].order < self._last_decode_order)
+        planned: list[tuple[Sequence, int, int]] = []
+        for seq in prefilling:
+            wanted = self._chunk_tokens(seq, lone)
+            tokens = min(wanted, budget)
+            if tokens < wanted and out_of_order:
+                return self._schedule_one_by_one(batch, lone)
+            if tokens > 0:
+                blocks = -(-(seq.computed_tokens + tokens) // pool.block_size) - pool.held(seq)
+                needed += blocks
+                planned.append((seq, tokens, blocks))
+                budget -= tokens
+        if budget < 0 or needed > pool.free or (out_of_order and pool.caching):
+            return self._schedule_one_by_one(batch, lone)
+        self._decode_all(batch, count, needed - sum(blocks for _, _, blocks in planned))
         for seq, tokens, blocks in planned:
             pool.take(seq, blocks)
             self._compute(batch, seq, seq.computed_tokens, tokens)
@@ -187,38 +135,35 @@ class VllmScheduler:
 
     def _compute(self, batch: Batch, seq: Sequence, start: int, tokens: int) -> None:
         """Counts a chunk as computed."""
-        seq.computed_tokens = start + tokens
+        seq.computed_tokens = computed = start + tokens
         if self.prefix_pool is not None:
-            self._register_chunk(seq)
-        last = seq.computed_tokens == seq.known_tokens
-        batch.chunks.append(Chunk(seq, start, tokens, last))
+            self.prefix_pool.register(seq, computed)  # C4
+        last = computed == seq.known_tokens
+        chunk = Chunk(seq, start, tokens, last)
+        if batch.chunks:
+            batch.chunks.append(chunk)
+        else:
+            batch.chunks = [chunk]
         batch.chunk_tokens += tokens
         batch.sampled += last
 
-    def _register_chunk(self, seq: Sequence) -> None:
-        """Keys for the blocks that a chunk fills (C4; A4 for an output token still in flight)."""
-        assert self.prefix_pool is not None
-        self.prefix_pool.register(seq, seq.computed_tokens)
-
     def _settle_chunks(self, batch: Batch) -> None:
         """Sequences whose prefill is complete sample a token and decode from the next iteration on."""
-        iteration = batch.iteration + 1
-        still: list[Sequence] = []
+        iteration, decodes = batch.iteration + 1, self.decodes
         for chunk in batch.chunks:
-            seq = chunk.seq
             if chunk.last:
+                seq = chunk.seq
                 seq.known_tokens += 1
-                self.decodes.add(seq, iteration)
+                decodes.add(seq, iteration)
                 if seq.order > self._last_decode_order:
                     self._last_decode_order = seq.order
-            else:
-                still.append(seq)
-        served = {chunk.seq for chunk in batch.chunks}
-        self._prefilling = sorted(
-            [*still, *(seq for seq in self._prefilling if seq not in served and seq.state == PREFILLING)], key=_by_order
-        )
+        if self._prefilling:
+            self._prefilling = [seq for seq in self._prefilling if seq.state == PREFILLING]
+        for seq in batch.admitted:
+            if seq.state == PREFILLING:
+                self._prefilling.append(seq)
 
-    # --- short of blocks or budget ----------------------------------------------------------------------------------------
+    # --- short of blocks or budget ---
 
     def _schedule_one_by_one(self, batch: Batch, lone: bool) -> int:
         """Part 1 of the real schedule(): every running sequence in turn, preempting the latest where blocks lack."""
@@ -264,7 +209,7 @@ class VllmScheduler:
         if victim.state != ENDING:  # A3: one whose last token is in flight still ends in update()
             victim.state = WAITING
         self.waiting.appendleft(victim)
-        batch.preempted.append(victim)
+        batch.preempted = [*batch.preempted, victim]
 
     def _serve(self, batch: Batch, seq: Sequence, tokens: int) -> None:
         if seq.state == DECODING:
@@ -278,7 +223,7 @@ class VllmScheduler:
                 returned = seq.computed_tokens - (1 if self.limits.async_scheduling else 0)
                 self.prefix_pool.register(seq, returned)
             if seq.gap_since_s == seq.gap_since_s:
-                batch.late.append(seq)
+                batch.late = [*batch.late, seq]
         else:
             self._compute(batch, seq, seq.computed_tokens, tokens)
 
@@ -299,13 +244,13 @@ class VllmScheduler:
                 if seq in served:
                     seq.known_tokens += 1
                 else:
-                    batch.starved.append(seq)
+                    batch.starved = [*batch.starved, seq]
                 self.decodes.add(seq, batch.iteration + 1)
                 self._last_decode_order = seq.order
         self._prefilling = [seq for seq in self.running if seq.state == PREFILLING]
         self._starved = batch.starved
 
-    # --- waiting ----------------------------------------------------------------------------------------------------------
+    # --- waiting ---
 
     def _admit(self, batch: Batch, budget: int, lone: bool) -> None:
         """Part 2 of the real schedule(): the head of the queue, as long as it fits (W1 to W6)."""
@@ -348,24 +293,28 @@ class VllmScheduler:
         """Admits `seq` to the end of the running list (W6) and computes its first chunk."""
         if self.prefix_pool is not None:
             self.prefix_pool.touch(seq, hits)
-        self.pool.take(seq, -(-(start + tokens) // self.pool.block_size) - len(hits))
+        self.pool.take(seq, -(-(start + tokens) // self._block_size) - len(hits))
         self._admissions += 1
         seq.order = self._admissions
         seq.state = PREFILLING
         seq.cached_tokens = start
         self.running[seq] = None
-        batch.admitted.append(seq)
+        if batch.admitted:
+            batch.admitted.append(seq)
+        else:
+            batch.admitted = [seq]
         self._compute(batch, seq, start, tokens)
 
-    # --- afterwards -------------------------------------------------------------------------------------------------------
+    # --- afterwards ---
 
-    def update(self) -> list[Sequence]:
+    def update(self) -> Items[Sequence]:
         """Applies the outputs of an iteration: returns the finished sequences in order, their blocks and places free (E2)."""
-        if not self.limits.async_scheduling:
-            self._ending = self.decodes.ended(self.iteration)
-        finished, self._ending = self._ending, []
-        if self.prefix_pool is not None and self.limits.async_scheduling:
-            self._register_returned(finished)
+        if self._async:
+            finished, self._ending = self._ending, ()
+            if self.prefix_pool is not None:
+                self._register_returned(finished)
+        else:
+            finished = self.decodes.ended(self.iteration)
         for seq in finished:
             if seq in self.running:
                 self.pool.release(seq)
@@ -375,13 +324,13 @@ class VllmScheduler:
             seq.state = FINISHED
         return finished
 
-    def _register_returned(self, finished: list[Sequence]) -> None:
+    def _register_returned(self, finished: Items[Sequence]) -> None:
         """Keys for blocks whose last token has returned while its request was not scheduled again (A4)."""
         assert self.prefix_pool is not None
         for seq in (*finished, *self._starved):
             if seq in self.running:
                 self.prefix_pool.register(seq, seq.computed_tokens)
-        self._starved = []
+        self._starved = ()
 
     def horizon(self) -> int:
         """How many iterations, the one just scheduled included, stay alike if nothing arrives."""
@@ -425,10 +374,6 @@ class VllmScheduler:
         else:
             self.pool.free -= decodes.blocks_needed(start, iterations)
         self.iteration += iterations
-
-
-def _by_order(seq: Sequence) -> int:
-    return seq.order
 
 
 def _first(item: tuple[int, Sequence]) -> int:

@@ -7,7 +7,8 @@ size), how many are shorter than a sliding window, and a heap of the iterations 
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from collections.abc import Sequence as Items
+from heapq import heappop, heappush
 
 from sim.engine.sequence import DECODING, ENDING, Sequence
 
@@ -103,11 +104,13 @@ class DecodeSet:
         seq.known_tokens = iteration + seq.offset
         seq.computed_tokens = seq.known_tokens - 1
 
-    def ended(self, iteration: int) -> list[Sequence]:
+    def ended(self, iteration: int) -> Items[Sequence]:
         """Removes and returns, in running order, the sequences whose last token was sampled up to `iteration`."""
         for window in self.windows:
             window.advance(iteration + 1)
         heap = self._ends
+        if not heap or heap[0][0] > iteration:
+            return ()
         done: list[Sequence] = []
         while heap and heap[0][0] <= iteration:
             last, order, seq = heappop(heap)
@@ -158,14 +161,6 @@ class DecodeSet:
             self.members = [set() for _ in range(self.block_size)]
         self.windows = [WindowSum(window.window_tokens) for window in self.windows]
         self._ends = []
-
-    def compact(self) -> None:
-        """Drops stale heap entries once they outnumber the members."""
-        if len(self._ends) > 64 + 2 * self.count:
-            self._ends = [
-                e for e in self._ends if e[2].last_iteration == e[0] and e[2].order == e[1] and e[2].state == DECODING
-            ]
-            heapify(self._ends)
 
 
 def _order(seq: Sequence) -> int:

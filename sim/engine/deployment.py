@@ -15,7 +15,7 @@ from sim.errors import InputError
 from sim.hardware.gpu import Gpu, load_gpu
 from sim.hardware.placement import Placement, place
 from sim.hardware.topology import Topology, load_topology
-from sim.model.balance import CONTEXT_IN_BUDGET, NO_OVERHEAD, Accounting, MemoryLedger, MemoryOptions
+from sim.model.balance import CONTEXT_OUTSIDE_BUDGET, NO_OVERHEAD, Accounting, MemoryLedger, MemoryOptions
 from sim.model.memory import ledger
 from sim.model.operators import Fusion, operators
 from sim.model.precision import Precision, resolve_precision
@@ -102,7 +102,7 @@ class Deployment:
             block_size=engine.block_size,
             num_gpu_blocks_override=engine.num_gpu_blocks_override,
             accounting=accounting,
-            overhead=NO_OVERHEAD if self.preset.ideal else CONTEXT_IN_BUDGET,
+            overhead=NO_OVERHEAD if self.preset.ideal else CONTEXT_OUTSIDE_BUDGET,
             longest_sequence_tokens=longest,
             mean_sequence_tokens=min(mean, longest),
             concurrency=workload.concurrency,
@@ -143,5 +143,7 @@ class Deployment:
             elif gpu.fitted_on == gpu.name:
                 notes.append(f"{gpu.name}: kernel rates fitted to its own measured kernels")
             else:
-                notes.append(f"{gpu.name}: nobody measured its kernels; rates are those of {gpu.fitted_on} on its datasheet")
+                notes.append(
+                    f"{gpu.name}: nobody measured its kernels; rates are those of {gpu.fitted_on} on its datasheet"
+                )
         return notes

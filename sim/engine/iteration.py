@@ -4,35 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from sim.engine.batching import Batch
+from sim.engine.batch import Batch
 from sim.engine.fair_share import Capacity
 
+Pace = tuple[float, float, int]
+"""(first_s, growth_s, alike): of the next `alike` iterations, the i-th takes first_s + i x growth_s seconds."""
 
-class Pace(NamedTuple):
-    """Durations of iterations that are alike but for growing contexts: the i-th of them takes first_s + i x growth_s."""
 
-    first_s: float
-    growth_s: float
-    alike: int
-    """How many iterations the formula holds for (host time overtakes GPU time, say)."""
+def span_s(first_s: float, growth_s: float, iterations: int) -> float:
+    """Duration of the first `iterations` of a pace."""
+    return iterations * first_s + growth_s * (iterations * (iterations - 1) / 2)
 
-    def span_s(self, iterations: int) -> float:
-        """Duration of the first `iterations` of them."""
-        return iterations * self.first_s + self.growth_s * (iterations * (iterations - 1) / 2)
 
-    def in_progress(self, elapsed_s: float, planned: int) -> int:
-        """Which iteration (1 .. planned) is under way `elapsed_s` after the start; one that ends just then counts as it."""
-        a, g = self.first_s - self.growth_s / 2, self.growth_s / 2
-        root = (a * a + 4 * g * elapsed_s) ** 0.5
-        guess = int(2 * elapsed_s / (a + root)) if a + root > 0 else 1
-        number = min(max(guess, 1), planned)
-        while number < planned and self.span_s(number) < elapsed_s:
-            number += 1
-        while number > 1 and self.span_s(number - 1) >= elapsed_s:
-            number -= 1
-        return number
+def in_progress(first_s: float, growth_s: float, elapsed_s: float, planned: int) -> int:
+    """Which iteration (1 .. planned) is under way `elapsed_s` after the start; one that ends just then counts as it."""
+    a, g = first_s - growth_s / 2, growth_s / 2
+    root = (a * a + 4 * g * elapsed_s) ** 0.5
+    guess = int(2 * elapsed_s / (a + root)) if a + root > 0 else 1
+    number = min(max(guess, 1), planned)
+    while number < planned and span_s(first_s, growth_s, number) < elapsed_s:
+        number += 1
+    while number > 1 and span_s(first_s, growth_s, number - 1) >= elapsed_s:
+        number -= 1
+    return number
 
 
 @dataclass(slots=True)

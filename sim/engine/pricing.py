@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import ceil
 
 from sim.cost.step import StepCost
-from sim.engine.batching import Batch
+from sim.engine.batch import Batch
 from sim.engine.iteration import Pace, Phase
 
 FOR_EVER = 1 << 60
@@ -18,27 +18,49 @@ class StagePricing:
     def __init__(self, cost: StepCost) -> None:
         self.cost = cost
         self.windows = cost.windows
+        tables = zip(cost.token_s, cost.sampled_s, cost.decode_fixed_s, strict=False)
+        self._decode_s = [sum(parts) for parts in tables]
+        """All of a decode-only iteration that does not depend on contexts."""
+        self._async = cost.async_scheduling
 
     def pace(self, batch: Batch, window_tokens: tuple[int, ...], window_growth: tuple[int, ...]) -> Pace:
         """Duration of the iteration of `batch`: GPU and host one after the other, or the longer of both (asynchronous)."""
-        cost = self.cost
-        chunks = [(chunk.start, chunk.tokens) for chunk in batch.chunks] if batch.chunks else ()
-        gpu_s = cost.gpu_s(batch.decodes, batch.context_tokens, window_tokens, batch.sampled, chunks)
-        growth_s = 0.0 if chunks else cost.growth_s(batch.decodes, window_growth)
-        host_s = cost.host_s(batch.decodes + len(chunks))
-        if not cost.async_scheduling:
-            return Pace(gpu_s + host_s, growth_s, FOR_EVER)
+        cost, decodes = self.cost, batch.decodes
+        if batch.chunks:
+            gpu_s, growth_s = self._mixed_s(batch, window_tokens), 0.0
+            host_s = cost.host_s[decodes + len(batch.chunks)]
+        else:
+            slope_s = cost.full_slope_s[decodes]
+            gpu_s = self._decode_s[decodes] + slope_s * batch.context_tokens
+            growth_s = slope_s * decodes
+            for slopes, tokens, below in zip(cost.window_slopes_s, window_tokens, window_growth, strict=True):
+                gpu_s += slopes[decodes] * tokens
+                growth_s += slopes[decodes] * below
+            host_s = cost.host_s[decodes]
+        if not self._async:
+            return gpu_s + host_s, growth_s, FOR_EVER
         if gpu_s >= host_s:
-            return Pace(gpu_s, growth_s, FOR_EVER)
+            return gpu_s, growth_s, FOR_EVER
         if growth_s <= 0.0:
-            return Pace(host_s, 0.0, FOR_EVER)
+            return host_s, 0.0, FOR_EVER
         # the GPU overtakes the host in iteration ceil((host - gpu) / growth)
-        return Pace(host_s, 0.0, max(ceil((host_s - gpu_s) / growth_s), 1))
+        return host_s, 0.0, max(ceil((host_s - gpu_s) / growth_s), 1)
+
+    def _mixed_s(self, batch: Batch, window_tokens: tuple[int, ...]) -> float:
+        """GPU seconds of an iteration with prompt chunks."""
+        cost, decodes = self.cost, batch.decodes
+        total_s = cost.token_s[decodes + batch.chunk_tokens] + cost.sampled_s[batch.sampled]
+        total_s += cost.chunks_s([(chunk.start, chunk.tokens) for chunk in batch.chunks])
+        if decodes:
+            total_s += cost.decode_fixed_s[decodes] + cost.full_slope_s[decodes] * batch.context_tokens
+            for slopes, tokens in zip(cost.window_slopes_s, window_tokens, strict=True):
+                total_s += slopes[decodes] * tokens
+        return total_s
 
     def phases(self, batch: Batch, window_tokens: tuple[int, ...]) -> tuple[list[Phase], float]:
         """The iteration as a chain of kernel groups and collectives, layer by layer, and the host time beside it."""
         cost = self.cost
-        host_s = cost.host_s(batch.decodes + len(batch.chunks))
+        host_s = cost.host_s[batch.decodes + len(batch.chunks)]
         phases = list(self._kernels(batch, window_tokens))
         if not cost.async_scheduling:
             phases.append(Phase("host", host_s))
@@ -48,9 +70,8 @@ class StagePricing:
     def _kernels(self, batch: Batch, window_tokens: tuple[int, ...]) -> Iterator[Phase]:
         """Equal shares of the iteration's kernels and collectives for every layer, then the head."""
         cost, layers = self.cost, self.cost.operators.layers
-        chunks = [(chunk.start, chunk.tokens) for chunk in batch.chunks]
         tokens = batch.decodes + batch.chunk_tokens
-        whole_s = cost.gpu_s(batch.decodes, batch.context_tokens, window_tokens, batch.sampled, chunks)
+        whole_s = self._mixed_s(batch, window_tokens)
         head_s = float(cost.sampled_causes[:, batch.sampled].sum())
         reduces, latency_s, bandwidth_s = cost.all_reduces(tokens)
         kernels_s = whole_s - head_s - reduces * (latency_s + bandwidth_s)
@@ -63,4 +84,3 @@ class StagePricing:
                     share = per_layer / groups
                     yield Phase("all_reduce", share * bandwidth_s, latency_s=share * latency_s)
         yield Phase("head", head_s)
-

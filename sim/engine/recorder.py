@@ -19,7 +19,9 @@ STEP_COLUMNS = (
 )  # fmt: skip
 CHUNK_COLUMNS = ("step", "request", "start", "tokens")
 GAP_COLUMNS = ("request", "start_s", "end_s")
-REAL_COLUMNS = frozenset({"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"})
+REAL_COLUMNS = frozenset(
+    {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"}
+)
 """Every other column holds whole numbers."""
 FINISHED, REJECTED, CUT = 0, 1, 2
 """Status of a request: finished, rejected with a reason, or cut by the time limit or the end of the run."""

@@ -11,11 +11,12 @@ from collections.abc import Callable, Generator
 import simpy
 from simpy.events import Event
 
-from sim.engine.batching import Batch, VllmScheduler
+from sim.engine.batch import Batch
+from sim.engine.batching import VllmScheduler
 from sim.engine.fluid import Fluid
-from sim.engine.iteration import IterationCost, Pace
+from sim.engine.iteration import IterationCost, in_progress, span_s
 from sim.engine.recorder import FINISHED, Recorder
-from sim.engine.sequence import DECODING, Sequence
+from sim.engine.sequence import DECODING, NEVER, Sequence
 from sim.errors import ClockStuck
 
 BOUNDARY_PRIORITY = 2
@@ -70,14 +71,14 @@ class Replica:
         self._incoming: list[Sequence] = []
         """Asynchronous scheduling: arrivals that the next schedule() is too early to see."""
         self._batch: Batch | None = None
-        self._pace = Pace(0.0, 0.0, 1)
+        self._first_s = self._growth_s = 0.0
         self._start_s = 0.0
         self._planned = 1
         self._window_tokens: tuple[int, ...] = (0,) * len(cost.windows)
         self._window_growth: tuple[int, ...] = (0,) * len(cost.windows)
         self._fruitless = 0
 
-    # --- arrivals ---------------------------------------------------------------------------------------------------------
+    # --- arrivals ---
 
     def submit(self, seq: Sequence) -> None:
         """A request arrives now."""
@@ -89,19 +90,17 @@ class Replica:
                 self.scheduler.add(seq)
             if self._due is None and not self._at_boundary:
                 self._wait(0.0)
-            return
-        if self._planned == 1:
-            if self._async:
-                self._incoming.append(seq)
-            else:
-                self.scheduler.add(seq)
-            return
-        self._interrupt(seq)
+        elif self._planned > 1:
+            self._interrupt(seq)
+        elif self._async:
+            self._incoming.append(seq)
+        else:
+            self.scheduler.add(seq)
 
     def _interrupt(self, seq: Sequence) -> None:
         """Shortens the leap so that the schedule that could admit `seq` takes place on time."""
         elapsed_s = self.env.now - self._start_s
-        stop = self._pace.in_progress(elapsed_s, self._planned)
+        stop = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
         if self._async:
             if stop == self._planned:
                 self._incoming.append(seq)
@@ -111,19 +110,21 @@ class Replica:
         self.scheduler.add(seq)
         if admissible and stop < self._planned:
             self._planned = stop
-            self._wait(max(self._pace.span_s(stop) - elapsed_s, 0.0))
+            self._wait(max(span_s(self._first_s, self._growth_s, stop) - elapsed_s, 0.0))
 
     def write_back(self, seq: Sequence) -> None:
         """Gives `seq`, cut by the end of the run, the tokens it has by now."""
         if seq.state == DECODING and self._batch is not None:
-            done = self._pace.in_progress(self.env.now - self._start_s, self._planned)
-            if self._pace.span_s(done) > self.env.now - self._start_s:
+            elapsed_s = self.env.now - self._start_s
+            done = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
+            if span_s(self._first_s, self._growth_s, done) > elapsed_s:
                 done -= 1
             seq.known_tokens = min(self._batch.iteration + done + seq.offset, seq.limit_tokens)
 
-    # --- boundaries -------------------------------------------------------------------------------------------------------
+    # --- boundaries ---
 
     def _wait(self, delay_s: float) -> None:
+        """The next boundary is so far away; one waited for before is not awaited any more."""
         due = Event(self.env)
         due._ok, due._value = True, None
         due.callbacks.append(self._boundary)
@@ -135,122 +136,131 @@ class Replica:
             return
         self._due = None
         self._at_boundary = True
+        now_s = self.env.now
         if self._batch is not None:
-            self._close_segment(self._batch)
-        while True:
-            if self._async:
-                batch = self.scheduler.schedule()
-                progressed = self._finish()
-            else:
-                self._finish()
-                batch = self.scheduler.schedule()
-                progressed = False
-            if self._incoming:
-                progressed = True
-                for seq in self._incoming:
-                    self.scheduler.add(seq)
-                self._incoming.clear()
-            self._note(batch)
-            progressed = progressed or bool(batch.preempted)
-            if batch.sampled or batch.chunks or not (progressed and self.scheduler.has_work):
-                break
+            self._close_segment(self._batch, now_s)
+        batch = self._decide(now_s)
         self._at_boundary = False
         if batch.sampled or batch.chunks:
-            self._open_segment(batch)
-        else:
-            self._batch = None
+            self._open_segment(batch, now_s)
 
-    def _finish(self) -> bool:
-        """Applies the outputs of the iterations that ended now; True if a request is over."""
-        finished = self.scheduler.update()
-        now = self.env.now
-        for seq in finished:
-            self.outstanding -= 1
-            self._recorder.request(seq, self.index, now, FINISHED, self._exit_s)
-            self._on_finish(seq, now)
-        return bool(finished)
+    def _decide(self, now_s: float) -> Batch:
+        """The next batch that computes anything; an iteration without work takes no time."""
+        scheduler = self.scheduler
+        while True:
+            if self._async:
+                batch = scheduler.schedule()
+                finished = scheduler.update()
+                for seq in finished:
+                    self._over(seq, now_s)
+                progressed = bool(finished or self._incoming)
+                if self._incoming:
+                    for seq in self._incoming:
+                        scheduler.add(seq)
+                    self._incoming.clear()
+            else:
+                for seq in scheduler.update():
+                    self._over(seq, now_s)
+                batch = scheduler.schedule()
+                progressed = False
+            if batch.admitted or batch.preempted or batch.starved or batch.out_of_memory:
+                self._note(batch, now_s)
+            if batch.sampled or batch.chunks:
+                return batch
+            if not ((progressed or batch.preempted) and scheduler.has_work):
+                return batch
 
-    def _note(self, batch: Batch) -> None:
-        """Times that follow from the decisions."""
-        now = self.env.now
+    def _over(self, seq: Sequence, now_s: float) -> None:
+        """All tokens of `seq` are there."""
+        self.outstanding -= 1
+        self._recorder.request(seq, self.index, now_s, FINISHED, self._exit_s)
+        self._on_finish(seq, now_s)
+
+    def _note(self, batch: Batch, now_s: float) -> None:
+        """Times that follow from admissions, preemptions and starvation; raises where memory ran out."""
         for seq in batch.admitted:
             if seq.scheduled_s != seq.scheduled_s:
-                seq.scheduled_s = now
+                seq.scheduled_s = now_s
         if batch.out_of_memory is not None:
-            raise KvOutOfMemory(now, self.index, *batch.out_of_memory)
-        if batch.preempted or batch.starved:
-            for seq in (*batch.preempted, *batch.starved):
-                if seq.generated_tokens and seq.gap_since_s != seq.gap_since_s:
-                    seq.gap_since_s = now
+            raise KvOutOfMemory(now_s, self.index, *batch.out_of_memory)
+        for seq in (*batch.preempted, *batch.starved):
+            if seq.generated_tokens and seq.gap_since_s != seq.gap_since_s:
+                seq.gap_since_s = now_s
+        if batch.preempted:
             self._recorder.preemptions += len(batch.preempted)
             self._fruitless = 0 if batch.sampled else self._fruitless + 1
             if self._fruitless > FRUITLESS_LIMIT:
                 raise ClockStuck(
-                    f"replica {self.index} preempts request {batch.preempted[-1].id} in every iteration and samples nothing "
-                    f"(at {now:.6g} s): its KV cache cannot hold that request"
+                    f"replica {self.index} preempts request {batch.preempted[-1].id} in every iteration and samples "
+                    f"nothing (at {now_s:.6g} s): its KV cache cannot hold that request"
                 )
 
-    def _open_segment(self, batch: Batch) -> None:
-        scheduler = self.scheduler
-        decodes = scheduler.decodes
-        windows = decodes.windows
-        tokens: tuple[int, ...] = ()
-        growth: tuple[int, ...] = ()
-        if windows:
-            tokens = tuple([w.tokens(batch.iteration, batch.decodes) for w in windows])
-            growth = tuple([w.below for w in windows])
-            self._window_tokens, self._window_growth = tokens, growth
-        self._batch, self._start_s = batch, self.env.now
-        if self._fluid is not None:
-            self._planned = 1
-            self._pace = Pace(0.0, 0.0, 1)
-            self.env.process(self._layers(batch, tokens))
-            return
-        self._pace = pace = self._cost.pace(batch, tokens, growth)
-        if self._leaps and batch.steady and not batch.chunks:
-            self._planned = min(scheduler.horizon(), pace.alike)
-        else:
-            self._planned = 1
-        self._wait(pace.span_s(self._planned))
+    # --- segments ---
 
-    def _layers(self, batch: Batch, window_tokens: tuple[int, ...]) -> Generator[Event, None, None]:
+    def _open_segment(self, batch: Batch, now_s: float) -> None:
+        """Iterations alike begin: as many as stay alike if nothing arrives, or one."""
+        scheduler = self.scheduler
+        windows = scheduler.decodes.windows
+        if windows:
+            self._window_tokens = tuple([w.tokens(batch.iteration, batch.decodes) for w in windows])
+            self._window_growth = tuple([w.below for w in windows])
+        self._batch, self._start_s, self._planned = batch, now_s, 1
+        if self._fluid is not None:
+            self.env.process(self._layers(batch))
+            return
+        first_s, growth_s, alike = self._cost.pace(batch, self._window_tokens, self._window_growth)
+        self._first_s, self._growth_s = first_s, growth_s
+        if self._leaps and not batch.chunks and batch.steady:
+            planned = scheduler.horizon()
+            self._planned = planned = alike if alike < planned else planned
+            self._wait(planned * first_s + growth_s * (planned * (planned - 1) / 2))
+        else:
+            self._wait(first_s)
+
+    def _layers(self, batch: Batch) -> Generator[Event, None, None]:
         """Runs one iteration kernel group by kernel group."""
         assert self._fluid is not None
-        phases, host_s = self._cost.phases(batch, window_tokens)
+        phases, host_s = self._cost.phases(batch, self._window_tokens)
         for phase in phases:
             yield self._fluid.start(phase.amounts, phase.alone_s, phase.latency_s)
         remaining_s = self._start_s + host_s - self.env.now
         if remaining_s > 0:
             yield self.env.timeout(remaining_s)
-        self._pace = Pace(self.env.now - self._start_s, 0.0, 1)
+        self._first_s, self._growth_s = self.env.now - self._start_s, 0.0
         self._wait(0.0)
 
-    def _close_segment(self, batch: Batch) -> None:
+    def _close_segment(self, batch: Batch, now_s: float) -> None:
         """The iterations of the segment are over: their tokens are there."""
-        now, planned, recorder, scheduler = self.env.now, self._planned, self._recorder, self.scheduler
-        used = scheduler.pool.usable_blocks - scheduler.pool.free
+        planned, recorder, scheduler = self._planned, self._recorder, self.scheduler
+        pool = scheduler.pool
         if self._observer is not None:
             self._observer(scheduler, batch, planned)
+        used_blocks = pool.usable_blocks - pool.free
         if planned > 1:
             scheduler.advance(planned - 1)
+        if batch.chunks:
+            self._close_chunks(batch, now_s)
+        for seq in batch.late:
+            self._irregular(seq, now_s)
+        recorder.num_steps += 1
+        recorder.steps.append((
+            self.index, self._start_s, planned, self._first_s, self._growth_s, batch.chunk_tokens, len(batch.chunks),
+            batch.decodes, batch.context_tokens, batch.sampled, batch.decodes - len(batch.late), len(scheduler.running),
+            len(scheduler.waiting), used_blocks, len(batch.preempted), *self._window_tokens, *self._window_growth,
+        ))  # fmt: skip
+        self._batch = None
+
+    def _close_chunks(self, batch: Batch, now_s: float) -> None:
+        recorder = self._recorder
         for chunk in batch.chunks:
             seq = chunk.seq
             recorder.chunks.append((recorder.num_steps, seq.id, chunk.start, chunk.tokens))
             if chunk.last:
                 if seq.first_token_s != seq.first_token_s:
-                    seq.first_token_s = now
+                    seq.first_token_s = now_s
                 elif seq.gap_since_s == seq.gap_since_s:
-                    self._irregular(seq, now)
-        for seq in batch.late:
-            self._irregular(seq, now)
-        recorder.num_steps += 1
-        recorder.steps.append((
-            self.index, self._start_s, planned, self._pace.first_s, self._pace.growth_s, batch.chunk_tokens, len(batch.chunks),
-            batch.decodes, batch.context_tokens, batch.sampled, batch.decodes - len(batch.late), len(scheduler.running),
-            len(scheduler.waiting), used, len(batch.preempted), *self._window_tokens, *self._window_growth,
-        ))  # fmt: skip
-        self._batch = None
+                    self._irregular(seq, now_s)
 
     def _irregular(self, seq: Sequence, now_s: float) -> None:
         self._recorder.gaps.append((seq.id, seq.gap_since_s, now_s))
-        seq.gap_since_s = float("nan")
+        seq.gap_since_s = NEVER

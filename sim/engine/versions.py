@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from sim.engine.batching import SchedulerLimits, VllmScheduler
+from sim.engine.batch import SchedulerLimits
+from sim.engine.batching import VllmScheduler
 from sim.engine.kv_cache import BlockPool, PrefixPool
 from sim.errors import InputError
 
