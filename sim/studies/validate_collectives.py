@@ -13,6 +13,8 @@ from sim.cost.collectives import Communicator
 from sim.cost.kernels import Floats
 from sim.errors import InputError
 from sim.hardware.topology import Topology, load_topology
+from sim.hardware.topology_language import CalibrationSpec
+from sim.studies.calibrate_collectives import calibrate
 
 SYSTEMS: Mapping[str, str] = {
     "a100_sxm": "dgx-a100",
@@ -97,26 +99,53 @@ def published_rows(measured: Path) -> list[CollectiveRow]:
     """Rows of other software versions and of collectives across nodes, from a CSV of published measurements.
 
     They are printed beside the tables, not fitted: PyTorch on NCCL versions that are not stated (Vidur), NCCL-tests (APEX).
+    The fabric of Vidur's two A100 nodes is not stated either and its times are not monotone in the number of GPUs: it is
+    calibrated on its own send/recv rows, and its system carries the word `calibrated`.
     """
-    rows = []
-    machines: dict[tuple[str, int], _Communicators] = {}
     with measured.open(encoding="utf-8", newline="") as file:
-        for record in csv.DictReader(file):
-            source = "-".join(record["id"].split("-")[:2])
-            if record["kind"] != "collective" or source not in ("coll-vidur", "coll-apex"):
-                continue
-            name = next((t for key, t in _GPU_TOPOLOGIES.items() if record["gpu"].startswith(key)), None)
-            if name is None:
-                continue
-            nodes, gpus = int(record["nodes"]), int(record["n_gpus"])
-            groups = machines.setdefault((name, nodes), _Communicators(load_topology(name, {"nodes": nodes})))
-            op = record["metric"].split("_latency")[0]
-            each = gpus // nodes
-            members = [f"n{node}.g{i}" for node in range(nodes) for i in range(each)]
-            measured_s = float(record["value"]) * {"ms": 1e-3, "us": 1e-6}[record["unit"]]
-            size = _message_bytes(record["batch_or_concurrency_or_rate"])
-            rows.append(groups.row(source, record["gpu"], op, "nccl", members, size, measured_s))
+        records = [record for record in csv.DictReader(file) if _published(record)]
+    machines: dict[tuple[str, int], _Communicators] = {}
+    rows = []
+    for record in records:
+        name = next(t for key, t in _GPU_TOPOLOGIES.items() if record["gpu"].startswith(key))
+        nodes = int(record["nodes"])
+        calibrate_it = name == "dgx-a100" and nodes == 2
+        if (name, nodes) not in machines:
+            topology = load_topology(name, {"nodes": nodes})
+            if calibrate_it:
+                topology.calibration = _own_fabric(topology, records)
+            machines[name, nodes] = _Communicators(topology)
+        op, size, measured_s = _measurement(record)
+        each = int(record["n_gpus"]) // nodes
+        members = [f"n{node}.g{i}" for node in range(nodes) for i in range(each)]
+        system = record["gpu"] + (" calibrated" if calibrate_it else "")
+        source = "-".join(record["id"].split("-")[:2])
+        rows.append(machines[name, nodes].row(source, system, op, "nccl", members, size, measured_s))
     return rows
+
+
+def _published(record: Mapping[str, str]) -> bool:
+    known = any(record["gpu"].startswith(key) for key in _GPU_TOPOLOGIES)
+    return record["kind"] == "collective" and known and record["id"].startswith(("coll-vidur-", "coll-apex-"))
+
+
+def _measurement(record: Mapping[str, str]) -> tuple[str, float, float]:
+    """(op, bytes, seconds) of a row."""
+    seconds = float(record["value"]) * {"ms": 1e-3, "us": 1e-6}[record["unit"]]
+    return record["metric"].split("_latency")[0], _message_bytes(record["batch_or_concurrency_or_rate"]), seconds
+
+
+def _own_fabric(topology: Topology, records: Iterable[Mapping[str, str]]) -> dict[str, CalibrationSpec]:
+    """The InfiniBand of the two A100 nodes as their own send/recv rows show it."""
+    rows = [
+        _measurement(record)
+        for record in records
+        if record["gpu"].startswith("A100-SXM") and record["nodes"] == "2" and record["metric"].startswith("send_recv")
+    ]
+    sizes, times = np.array([size for _, size, _ in rows]), np.array([seconds for _, _, seconds in rows])
+    ends = ["n0.g0", "n1.g0"]
+    fit = calibrate(topology, ends, "send_recv", sizes, times, "infiniband", "send/recv rows of Vidur's two A100 nodes")
+    return {"infiniband": fit.spec()}
 
 
 _GPU_TOPOLOGIES = {"A100-SXM": "dgx-a100", "H100-SXM": "dgx-h100", "H200-SXM": "dgx-h200"}

@@ -1,0 +1,142 @@
+"""A node template from the matrix that `nvidia-smi topo -m` prints."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sim.errors import InputError, nearest
+from sim.hardware.topology_language import NVLINK_KINDS
+
+_WHERE = "nvidia-smi topo -m"
+_LINK_RATE = {"nvlink2": "25 GB/s", "nvlink3": "25 GB/s", "nvlink4": "25 GB/s", "nvlink5": "50 GB/s"}
+"""One NVLink, one direction: NVIDIA V100, A100, H100 and Blackwell whitepapers."""
+_MOST_LINKS = 18
+"""No GPU has more NVLinks (H100, B200): more than that to all peers together means that a switch stands between."""
+_PCIE_RATE = {"pcie3": "16 GB/s", "pcie4": "32 GB/s", "pcie5": "64 GB/s", "pcie6": "128 GB/s"}
+_BELOW_ONE_SWITCH = ("PIX", "PXB")
+_ONE_SOCKET = (*_BELOW_ONE_SWITCH, "PHB", "NODE")
+
+
+def read_topo_matrix(text: str, gpu: str, nvlink: str = "nvlink4", pcie: str = "pcie5") -> dict[str, Any]:
+    """A topology of one node, ready for build_topology or a YAML file.
+
+    Args:
+        text: what `nvidia-smi topo -m` printed.
+        gpu: catalogue name of the GPUs.
+        nvlink: generation of the NVLinks, which the matrix does not tell.
+        pcie: generation of the PCIe slots.
+
+    Raises:
+        InputError: no matrix, or an unknown entry or generation.
+    """
+    if nvlink not in NVLINK_KINDS:
+        raise InputError(_WHERE, f"unknown NVLink generation '{nvlink}'", nearest(nvlink, NVLINK_KINDS))
+    if pcie not in _PCIE_RATE:
+        raise InputError(_WHERE, f"unknown PCIe generation '{pcie}'", nearest(pcie, _PCIE_RATE))
+    matrix = _matrix(text)
+    gpus = [name for name in matrix if name.startswith("GPU")]
+    nics = [name for name in matrix if name.startswith("NIC")]
+    switches = [group for group in _groups(matrix, _BELOW_ONE_SWITCH) if len(group) > 1]
+    sockets = _groups(matrix, _ONE_SOCKET)
+    components: dict[str, Any] = {
+        "g": {"type": "gpu", "count": len(gpus)},
+        "cpu": {"type": "cpu", "count": len(sockets)},
+    }
+    if nics:
+        components["nic"] = {"type": "nic", "count": len(nics)}
+    if switches:
+        components["sw"] = {"type": "pcie_switch", "count": len(switches)}
+    links = _nvlinks(matrix, gpus, nvlink, components)
+    links += _pcie_links(gpus, nics, switches, sockets, pcie)
+    return {
+        "name": "imported-node",
+        "description": f"One node of {len(gpus)} {gpu}, imported from nvidia-smi topo -m.",
+        "source": "nvidia-smi topo -m for what is wired to what; rates by generation; latencies as in dgx-h100.yaml",
+        "gpu": gpu,
+        "parameters": {"nodes": 1},
+        "node": {"components": components, "links": links},
+    }
+
+
+def _matrix(text: str) -> dict[str, dict[str, str]]:
+    """{row: {column: entry}} of the GPU and NIC part."""
+    clean = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line for line in clean.splitlines() if line.strip()]
+    header = next(
+        (n for n, line in enumerate(lines) if re.match(r"\s*GPU0\b", line) and " X " not in f" {line} "), None
+    )
+    if header is None:
+        raise InputError(_WHERE, "holds no matrix", "paste all it prints, with the line of GPU0 GPU1 ...")
+    columns = re.findall(r"\b(?:GPU|NIC)\d+\b", re.sub(r"GPU NUMA ID", "", lines[header]))
+    matrix: dict[str, dict[str, str]] = {}
+    for line in lines[header + 1 :]:
+        cells = line.split()
+        if not re.fullmatch(r"(GPU|NIC)\d+", cells[0]):
+            break
+        entries = dict(zip(columns, cells[1:], strict=False))
+        wrong = [e for e in entries.values() if e not in ("X", "SYS", *_ONE_SOCKET) and not re.fullmatch(r"NV\d+", e)]
+        if wrong or len(entries) < len(columns):
+            raise InputError(
+                _WHERE, f"row {cells[0]} cannot be read: {wrong or line!r}", "X, NV#, PIX, PXB, PHB, NODE, SYS"
+            )
+        matrix[cells[0]] = entries
+    return matrix
+
+
+def _groups(matrix: dict[str, dict[str, str]], near: tuple[str, ...]) -> list[list[str]]:
+    """Devices joined by entries of `near`; a device alone is a group. NVLink hides the PCIe entry of a GPU pair, so that
+    GPUs are also joined by the NICs that stand near both."""
+    left = list(matrix)
+    groups = []
+    while left:
+        group, queue = [], [left.pop(0)]
+        while queue:
+            device = queue.pop()
+            group.append(device)
+            close = [other for other in left if matrix[device][other] in near or matrix[other][device] in near]
+            left = [other for other in left if other not in close]
+            queue += close
+        groups.append(sorted(group, key=list(matrix).index))
+    return groups
+
+
+def _nvlinks(
+    matrix: dict[str, dict[str, str]], gpus: list[str], nvlink: str, components: dict[str, Any]
+) -> list[dict[str, Any]]:
+    counts = {
+        (i, j): int(matrix[a][b][2:])
+        for i, a in enumerate(gpus)
+        for j, b in enumerate(gpus)
+        if i < j and matrix[a][b].startswith("NV")
+    }
+    common = {"kind": nvlink, "bandwidth": _LINK_RATE[nvlink]}
+    everywhere = len(counts) == len(gpus) * (len(gpus) - 1) // 2 and len(set(counts.values())) == 1
+    if everywhere and counts[0, 1] * (len(gpus) - 1) > _MOST_LINKS:
+        components["nvs"] = {"type": "nvswitch", "in_network_reduction": nvlink in ("nvlink4", "nvlink5")}
+        return [{"from": "g", "to": "nvs", **common, "times": counts[0, 1], "latency": "0.2 us"}]
+    return [
+        {"from": f"g[{i}]", "to": f"g[{j}]", **common, "times": count, "latency": "0.4 us"}
+        for (i, j), count in counts.items()
+    ]
+
+
+def _pcie_links(
+    gpus: list[str], nics: list[str], switches: list[list[str]], sockets: list[list[str]], pcie: str
+) -> list[dict[str, Any]]:
+    common = {"kind": pcie, "bandwidth": _PCIE_RATE[pcie]}
+    links: list[dict[str, Any]] = []
+    for device in (*gpus, *nics):
+        name = f"g[{gpus.index(device)}]" if device in gpus else f"nic[{nics.index(device)}]"
+        switch = next((n for n, group in enumerate(switches) if device in group), None)
+        socket = next(n for n, group in enumerate(sockets) if device in group)
+        above = f"cpu[{socket}]" if switch is None else f"sw[{switch}]"
+        links.append({"from": name, "to": above, **common, "latency": "0.2 us"})
+    for n, group in enumerate(switches):
+        socket = next(k for k, members in enumerate(sockets) if group[0] in members)
+        links.append({"from": f"sw[{n}]", "to": f"cpu[{socket}]", **common, "latency": "0.3 us"})
+    for n in range(1, len(sockets)):
+        # 48 GB/s a direction and three links: Intel UPI 2.0 of the sockets in HGX H100 nodes
+        links.append({"from": "cpu[0]", "to": f"cpu[{n}]", "kind": "socket", "bandwidth": "48 GB/s", "times": 3,
+                      "latency": "0.3 us"})  # fmt: skip
+    return links
