@@ -46,6 +46,10 @@ class Batch:
     decodes = 0
     context_tokens = 0
     """Sum of the lengths of the decoding sequences, the token being computed included."""
+    window_tokens: tuple[int, ...] = ()
+    """For each sliding window of the model, the sum over decoding sequences of min(length, window)."""
+    window_growth: tuple[int, ...] = ()
+    """How many of them are still shorter than that window."""
     chunks: list[Chunk] | tuple[()] = ()
     chunk_tokens = 0
     sampled = 0

@@ -42,6 +42,7 @@ class VllmScheduler:
         self._last_decode_order = -1
         """No decoding sequence was admitted later than this (an upper bound)."""
         self._async = limits.async_scheduling
+        self._spares_lone = limits.lone_request_uncapped and limits.long_prefill_token_threshold > 0
         self._budget = limits.max_num_batched_tokens
         self._block_size = pool.block_size
 
@@ -62,7 +63,7 @@ class VllmScheduler:
         if self._async:
             self._ending = decodes.ended(iteration - 1)
         batch = Batch(iteration)
-        lone = self.limits.lone_request_uncapped and len(self.running) + len(self.waiting) <= 1
+        lone = self._spares_lone and len(self.running) + len(self.waiting) <= 1
         count, needed = decodes.count, decodes.block_phase[iteration % self._block_size]
         budget = self._budget - count
         if self._prefilling or budget < 0 or needed > pool.free:
@@ -79,6 +80,8 @@ class VllmScheduler:
         """One token for every decoding sequence."""
         batch.decodes = batch.sampled = count
         batch.context_tokens = count * batch.iteration + self.decodes.offset_sum
+        if self.decodes.windows:
+            batch.window_tokens, batch.window_growth = self.decodes.window_sums(batch.iteration)
         if self.prefix_pool is None:
             self.pool.free -= needed
         else:
@@ -113,7 +116,8 @@ class VllmScheduler:
     def _take_decode_blocks(self, iteration: int) -> None:
         """New blocks for the decodes that start one, and keys for those that fill one, in running order."""
         decodes, pool = self.decodes, self.prefix_pool
-        assert pool is not None and decodes.members is not None
+        assert pool is not None
+        assert decodes.members is not None
         size = pool.block_size
         starting = decodes.members[iteration % size]
         # A4: asynchronously a block filled by a sampled token is known one iteration later, just when the next one is taken
@@ -217,6 +221,8 @@ class VllmScheduler:
             batch.decoding.append(seq)
             batch.decodes += 1
             batch.context_tokens += seq.known_tokens
+            if self.decodes.windows:
+                self._count_windows(batch, seq)
             batch.sampled += 1
             seq.computed_tokens += 1
             if self.prefix_pool is not None:
@@ -226,6 +232,12 @@ class VllmScheduler:
                 batch.late = [*batch.late, seq]
         else:
             self._compute(batch, seq, seq.computed_tokens, tokens)
+
+    def _count_windows(self, batch: Batch, seq: Sequence) -> None:
+        lengths = [min(seq.known_tokens, window.window_tokens) for window in self.decodes.windows]
+        before = batch.window_tokens or (0,) * len(lengths)
+        batch.window_tokens = tuple(map(sum, zip(before, lengths, strict=True)))
+        batch.window_growth = (0,) * len(lengths)
 
     def _write_back(self, iteration: int) -> None:
         """Gives every decoding sequence its own length again."""
@@ -335,35 +347,31 @@ class VllmScheduler:
     def horizon(self) -> int:
         """How many iterations, the one just scheduled included, stay alike if nothing arrives."""
         decodes, iteration = self.decodes, self.iteration
-        if self._prefilling or not decodes.count or (self.waiting and self._head_may_enter()):
+        if self._prefilling or not decodes.count or (self.waiting and self._may_enter(self.waiting[0])):
             return 1
         alike = decodes.next_end() - iteration + 1
         for window in decodes.windows:
             alike = min(alike, window.next_crossing() - iteration)
-        if alike > 1 and decodes.blocks_needed(iteration + 1, alike - 1) > self.pool.free:
-            alike = 1 + decodes.iterations_within(iteration + 1, self.pool.free)
-        return max(alike, 1)
-
-    def _head_may_enter(self) -> bool:
-        """Whether the next schedule() might admit the head of the queue; may err towards yes."""
-        if len(self.running) >= self.limits.max_num_seqs:
-            return False
-        seq = self.waiting[0]
-        if self.prefix_pool is not None:
-            return True
-        budget = self.limits.max_num_batched_tokens - self.decodes.count
-        if budget <= 0 or (not self.limits.enable_chunked_prefill and seq.known_tokens > budget):
-            return self.limits.oversized_prompts_stepped_over
-        return self._blocks_short(seq, min(budget, seq.known_tokens), []) <= 0
+        free = self.pool.free
+        most = decodes.count * ((alike - 1) // self._block_size + 1)  # no sequence takes more than that many blocks
+        if most > free and alike > 1 and decodes.blocks_needed(iteration + 1, alike - 1) > free:
+            alike = 1 + decodes.iterations_within(iteration + 1, free)
+        return alike if alike > 1 else 1
 
     def may_admit(self, seq: Sequence) -> bool:
         """Whether a request that arrives now could enter at the next schedule(); may err towards yes."""
-        if self.waiting:
+        return not self.waiting and self._may_enter(seq)
+
+    def _may_enter(self, seq: Sequence) -> bool:
+        """Whether the next schedule() might admit `seq` at the head of the queue; may err towards yes."""
+        if len(self.running) >= self.limits.max_num_seqs:
             return False
-        self.waiting.append(seq)
-        answer = self._head_may_enter()
-        self.waiting.pop()
-        return answer
+        if self.prefix_pool is not None:
+            return True
+        budget = self._budget - self.decodes.count
+        if budget <= 0 or (not self.limits.enable_chunked_prefill and seq.known_tokens > budget):
+            return self.limits.oversized_prompts_stepped_over
+        return self._blocks_short(seq, min(budget, seq.known_tokens), []) <= 0
 
     def advance(self, iterations: int) -> None:
         """Moves on by iterations that are like the one just scheduled."""

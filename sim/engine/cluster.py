@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import simpy
-from simpy.events import Event
+from simpy.core import EmptySchedule
+from simpy.events import Event, Timeout
 
 from sim.engine.recorder import CUT, REJECTED, Recorder
 from sim.engine.replica import KvOutOfMemory, Replica
@@ -70,6 +72,7 @@ class Cluster:
         self._sent = 0
         self._in_flight: dict[Sequence, Replica] = {}
         self._next = self._requests()
+        self._upcoming: tuple[float, int, int] | None = None
 
     # --- the workload -----------------------------------------------------------------------------------------------------
 
@@ -120,13 +123,21 @@ class Cluster:
         timer = self.env.timeout(wait_s)
         timer.callbacks.append(lambda _: self._send(arrival_s, prompt_tokens, output_tokens))
 
-    def _open_loop(self) -> Generator[Event, None, None]:
-        env, entry_s = self.env, self._entry_s
-        for arrival_s, prompt_tokens, output_tokens, _ in self._next:
-            wait_s = arrival_s + entry_s - env.now
+    def _open_loop(self, _: Event | None = None) -> None:
+        """Sends what is due now and waits for the next arrival."""
+        env = self.env
+        while True:
+            if self._upcoming is not None:
+                self._send(*self._upcoming)
+            request = next(self._next, None)
+            if request is None:
+                return
+            arrival_s = request[0]
+            self._upcoming = request[:3]
+            wait_s = arrival_s + self._entry_s - env.now
             if wait_s > 0:
-                yield env.timeout(wait_s)
-            self._send(arrival_s, prompt_tokens, output_tokens)
+                Timeout(env, wait_s).callbacks.append(self._open_loop)
+                return
 
     def _closed_loop(self) -> None:
         users = min(self.workload.concurrency or 1, len(self.workload))
@@ -142,7 +153,7 @@ class Cluster:
         if self.workload.arrival_s is None:
             self._closed_loop()
         else:
-            env.process(self._open_loop())
+            self._open_loop()
         outcome = Outcome(0.0, 0)
         try:
             if time_limit_s is None:
@@ -163,10 +174,10 @@ class Cluster:
 
     def _drain(self) -> None:
         """Runs until every request is over; timers that nobody waits for any more are left in the queue."""
-        env, total = self.env, len(self.workload)
-        step, infinity = env.step, float("inf")
-        while self.finished < total and env.peek() != infinity:
-            step()
+        step, total = self.env.step, len(self.workload)
+        with suppress(EmptySchedule):
+            while self.finished < total:
+                step()
 
     def _stuck_reason(self) -> str:
         waiting = next(iter(self._in_flight), None)

@@ -153,6 +153,11 @@ class DecodeSet:
             iterations += 1
         return iterations
 
+    def window_sums(self, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(sum of min(length, window), sequences still shorter) for each window in `iteration`."""
+        windows, count = self.windows, self.count
+        return tuple([w.tokens(iteration, count) for w in windows]), tuple([w.below for w in windows])
+
     def clear(self) -> None:
         """Empties the set; the sequences keep what was written back to them."""
         self.count = self.offset_sum = 0

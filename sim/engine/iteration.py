@@ -48,14 +48,10 @@ class IterationCost(Protocol):
     windows: tuple[int, ...]
     """Sliding windows of the model: the scheduler keeps a sum of min(context, window) for each."""
 
-    def pace(self, batch: Batch, window_tokens: tuple[int, ...], window_growth: tuple[int, ...]) -> Pace:
-        """Duration of the iteration of `batch`, and how it grows while the batch only decodes.
-
-        window_tokens: for each window, the sum over decoding sequences of min(length, window).
-        window_growth: for each window, how many sequences are still shorter.
-        """
+    def pace(self, batch: Batch) -> Pace:
+        """Duration of the iteration of `batch`, and how it grows while the batch only decodes."""
         ...
 
-    def phases(self, batch: Batch, window_tokens: tuple[int, ...]) -> tuple[list[Phase], float]:
+    def phases(self, batch: Batch) -> tuple[list[Phase], float]:
         """The same iteration as a chain of activities, and the host time that may overlap it."""
         ...

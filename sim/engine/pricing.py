@@ -23,19 +23,22 @@ class StagePricing:
         """All of a decode-only iteration that does not depend on contexts."""
         self._async = cost.async_scheduling
 
-    def pace(self, batch: Batch, window_tokens: tuple[int, ...], window_growth: tuple[int, ...]) -> Pace:
+    def pace(self, batch: Batch) -> Pace:
         """Duration of the iteration of `batch`: GPU and host one after the other, or the longer of both (asynchronous)."""
         cost, decodes = self.cost, batch.decodes
         if batch.chunks:
-            gpu_s, growth_s = self._mixed_s(batch, window_tokens), 0.0
+            gpu_s, growth_s = self._mixed_s(batch), 0.0
             host_s = cost.host_s[decodes + len(batch.chunks)]
         else:
             slope_s = cost.full_slope_s[decodes]
             gpu_s = self._decode_s[decodes] + slope_s * batch.context_tokens
             growth_s = slope_s * decodes
-            for slopes, tokens, below in zip(cost.window_slopes_s, window_tokens, window_growth, strict=True):
-                gpu_s += slopes[decodes] * tokens
-                growth_s += slopes[decodes] * below
+            if batch.window_tokens:
+                for slopes, tokens, below in zip(
+                    cost.window_slopes_s, batch.window_tokens, batch.window_growth, strict=True
+                ):
+                    gpu_s += slopes[decodes] * tokens
+                    growth_s += slopes[decodes] * below
             host_s = cost.host_s[decodes]
         if not self._async:
             return gpu_s + host_s, growth_s, FOR_EVER
@@ -46,32 +49,32 @@ class StagePricing:
         # the GPU overtakes the host in iteration ceil((host - gpu) / growth)
         return host_s, 0.0, max(ceil((host_s - gpu_s) / growth_s), 1)
 
-    def _mixed_s(self, batch: Batch, window_tokens: tuple[int, ...]) -> float:
+    def _mixed_s(self, batch: Batch) -> float:
         """GPU seconds of an iteration with prompt chunks."""
         cost, decodes = self.cost, batch.decodes
         total_s = cost.token_s[decodes + batch.chunk_tokens] + cost.sampled_s[batch.sampled]
         total_s += cost.chunks_s([(chunk.start, chunk.tokens) for chunk in batch.chunks])
         if decodes:
             total_s += cost.decode_fixed_s[decodes] + cost.full_slope_s[decodes] * batch.context_tokens
-            for slopes, tokens in zip(cost.window_slopes_s, window_tokens, strict=True):
+            for slopes, tokens in zip(cost.window_slopes_s, batch.window_tokens, strict=True):
                 total_s += slopes[decodes] * tokens
         return total_s
 
-    def phases(self, batch: Batch, window_tokens: tuple[int, ...]) -> tuple[list[Phase], float]:
+    def phases(self, batch: Batch) -> tuple[list[Phase], float]:
         """The iteration as a chain of kernel groups and collectives, layer by layer, and the host time beside it."""
         cost = self.cost
         host_s = cost.host_s[batch.decodes + len(batch.chunks)]
-        phases = list(self._kernels(batch, window_tokens))
+        phases = list(self._kernels(batch))
         if not cost.async_scheduling:
             phases.append(Phase("host", host_s))
             host_s = 0.0
         return phases, host_s
 
-    def _kernels(self, batch: Batch, window_tokens: tuple[int, ...]) -> Iterator[Phase]:
+    def _kernels(self, batch: Batch) -> Iterator[Phase]:
         """Equal shares of the iteration's kernels and collectives for every layer, then the head."""
         cost, layers = self.cost, self.cost.operators.layers
         tokens = batch.decodes + batch.chunk_tokens
-        whole_s = self._mixed_s(batch, window_tokens)
+        whole_s = self._mixed_s(batch)
         head_s = float(cost.sampled_causes[:, batch.sampled].sum())
         reduces, latency_s, bandwidth_s = cost.all_reduces(tokens)
         kernels_s = whole_s - head_s - reduces * (latency_s + bandwidth_s)

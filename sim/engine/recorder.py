@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,43 +28,27 @@ REAL_COLUMNS = frozenset(
 FINISHED, REJECTED, CUT = 0, 1, 2
 """Status of a request: finished, rejected with a reason, or cut by the time limit or the end of the run."""
 
-Columns = dict[str, NDArray[np.generic]]
+Columns = dict[str, NDArray[Any]]
 
 
 class Table:
-    """Rows of numbers, kept as 8-byte floats in blocks: small in memory, cheap to append to."""
+    """Rows of numbers in one growing array of 8-byte floats: small in memory, cheap to append to."""
 
-    __slots__ = ("_blocks", "_rows", "columns")
+    __slots__ = ("_values", "append", "columns")
 
     def __init__(self, columns: tuple[str, ...]) -> None:
         self.columns = columns
-        self._rows = array("d")
-        self._blocks: list[NDArray[np.float64]] = []
-
-    def append(self, row: tuple[float, ...]) -> None:
+        self._values = array("d")
+        self.append: Callable[[Iterable[float]], None] = self._values.extend
         """Adds one row, in the order of `columns`."""
-        rows = self._rows
-        rows.extend(row)
-        if len(rows) >= 65536:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._blocks.append(np.array(self._rows, dtype=np.float64).reshape(-1, len(self.columns)))
-        self._rows = array("d")
 
     def to_columns(self) -> Columns:
         """The table as one array a column; whole numbers become int64."""
-        if self._rows or not self._blocks:
-            self._flush()
-        whole = np.concatenate(self._blocks) if len(self._blocks) > 1 else self._blocks[0]
-        self._blocks = [whole]
+        whole = np.frombuffer(self._values, dtype=np.float64).reshape(-1, len(self.columns))
         return {
             name: whole[:, i].copy() if name in REAL_COLUMNS else whole[:, i].astype(np.int64)
             for i, name in enumerate(self.columns)
         }
-
-    def __len__(self) -> int:
-        return sum(len(block) for block in self._blocks) + len(self._rows) // len(self.columns)
 
 
 def window_columns(windows: tuple[int, ...]) -> tuple[str, ...]:

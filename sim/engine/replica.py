@@ -36,6 +36,17 @@ class KvOutOfMemory(Exception):  # noqa: N818 (an outcome of the run, not an err
         self.blocks_short = blocks_short
 
 
+class Boundary(Event):
+    """The end of an iteration: a timeout that comes after everything else of its instant."""
+
+    def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Event], None]) -> None:
+        self.env = env
+        self.callbacks = [callback]
+        self._ok = True
+        self._value = None
+        env.schedule(self, BOUNDARY_PRIORITY, delay_s)  # type: ignore[arg-type]  # SimPy compares numbers
+
+
 class Replica:
     """Serves sequences on one copy of the model."""
 
@@ -74,8 +85,7 @@ class Replica:
         self._first_s = self._growth_s = 0.0
         self._start_s = 0.0
         self._planned = 1
-        self._window_tokens: tuple[int, ...] = (0,) * len(cost.windows)
-        self._window_growth: tuple[int, ...] = (0,) * len(cost.windows)
+        self._no_windows = (0, 0) * len(cost.windows)
         self._fruitless = 0
 
     # --- arrivals ---
@@ -125,11 +135,7 @@ class Replica:
 
     def _wait(self, delay_s: float) -> None:
         """The next boundary is so far away; one waited for before is not awaited any more."""
-        due = Event(self.env)
-        due._ok, due._value = True, None
-        due.callbacks.append(self._boundary)
-        self._due = due
-        self.env.schedule(due, BOUNDARY_PRIORITY, delay_s)  # type: ignore[arg-type]  # SimPy compares numbers
+        self._due = Boundary(self.env, delay_s, self._boundary)
 
     def _boundary(self, event: Event) -> None:
         if event is not self._due:
@@ -200,15 +206,11 @@ class Replica:
     def _open_segment(self, batch: Batch, now_s: float) -> None:
         """Iterations alike begin: as many as stay alike if nothing arrives, or one."""
         scheduler = self.scheduler
-        windows = scheduler.decodes.windows
-        if windows:
-            self._window_tokens = tuple([w.tokens(batch.iteration, batch.decodes) for w in windows])
-            self._window_growth = tuple([w.below for w in windows])
         self._batch, self._start_s, self._planned = batch, now_s, 1
         if self._fluid is not None:
             self.env.process(self._layers(batch))
             return
-        first_s, growth_s, alike = self._cost.pace(batch, self._window_tokens, self._window_growth)
+        first_s, growth_s, alike = self._cost.pace(batch)
         self._first_s, self._growth_s = first_s, growth_s
         if self._leaps and not batch.chunks and batch.steady:
             planned = scheduler.horizon()
@@ -220,7 +222,7 @@ class Replica:
     def _layers(self, batch: Batch) -> Generator[Event, None, None]:
         """Runs one iteration kernel group by kernel group."""
         assert self._fluid is not None
-        phases, host_s = self._cost.phases(batch, self._window_tokens)
+        phases, host_s = self._cost.phases(batch)
         for phase in phases:
             yield self._fluid.start(phase.amounts, phase.alone_s, phase.latency_s)
         remaining_s = self._start_s + host_s - self.env.now
@@ -243,10 +245,11 @@ class Replica:
         for seq in batch.late:
             self._irregular(seq, now_s)
         recorder.num_steps += 1
+        windows = (*batch.window_tokens, *batch.window_growth) if batch.window_tokens else self._no_windows
         recorder.steps.append((
             self.index, self._start_s, planned, self._first_s, self._growth_s, batch.chunk_tokens, len(batch.chunks),
             batch.decodes, batch.context_tokens, batch.sampled, batch.decodes - len(batch.late), len(scheduler.running),
-            len(scheduler.waiting), used_blocks, len(batch.preempted), *self._window_tokens, *self._window_growth,
+            len(scheduler.waiting), used_blocks, len(batch.preempted), *windows,
         ))  # fmt: skip
         self._batch = None
 

@@ -100,8 +100,7 @@ class Walls:
         parts = {name: np.zeros(count) for name in PARTS}
         first_s, finish_s = mine["first_token_s"] - exit_s, mine["finish_s"] - exit_s
         parts["queue"] = mine["scheduled_s"] - mine["arrival_s"] - entry_s
-        position = {int(id): i for i, id in enumerate(mine["id"])}
-        own_s, lost_s = self._own_prefill(mine, first_s, position), np.zeros(count)
+        own_s, lost_s = self._own_prefill(mine, first_s), np.zeros(count)
         parts["prefill"] = own_s
         preempted = mine["preemptions"] > 0
         late_s = first_s - mine["scheduled_s"] - own_s
@@ -109,8 +108,8 @@ class Walls:
         for request, start_s, end_s in zip(
             *(self._gaps[c].tolist() for c in ("request", "start_s", "end_s")), strict=True
         ):
-            place = position.get(request)
-            if place is not None:
+            place = int(np.searchsorted(mine["id"], request))
+            if place < count and mine["id"][place] == request:
                 lost_s[place] += end_s - start_s
                 gap = self._between(mine["replica"][[place]], np.array([start_s]), np.array([end_s]))
                 decode[:, place] -= gap[:, 0]
@@ -121,12 +120,14 @@ class Walls:
         parts["engine_overhead"] = parts["engine_overhead"] + (entry_s + exit_s)
         return parts
 
-    def _own_prefill(self, mine: Columns, first_s: Floats, position: dict[int, int]) -> Floats:
+    def _own_prefill(self, mine: Columns, first_s: Floats) -> Floats:
         """Duration of the steps before the first token in which a request had a chunk of its own."""
         own_s = np.zeros(len(first_s))
         step, request = self._chunks["step"], self._chunks["request"]
-        place = np.array([position.get(int(r), -1) for r in request], dtype=np.int64)
-        before = (place >= 0) & (self._steps["start_s"][step] < first_s[place] - self._tick_s())
+        place = np.minimum(np.searchsorted(mine["id"], request), max(len(first_s) - 1, 0))
+        if not len(first_s):
+            return own_s
+        before = (mine["id"][place] == request) & (self._steps["start_s"][step] < first_s[place] - self._tick_s())
         np.add.at(own_s, place[before], self.duration_s[step[before]])
         return own_s
 
