@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sim.cli.options import Json, print_json
 
+if TYPE_CHECKING:
+    from sim.studies.validate_collectives import CollectiveRow
+
 calibrate_app = typer.Typer(help="Fit the constants of the cost models to measurements.", no_args_is_help=True)
+validate_app = typer.Typer(help="Predictions beside published measurements.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     calibrate_app.command("kernels")(calibrate_kernels)
+    calibrate_app.command("collectives")(calibrate_collectives)
+    validate_app.command("collectives")(validate_collectives)
     app.add_typer(calibrate_app, name="calibrate")
+    app.add_typer(validate_app, name="validate")
 
 
 def calibrate_kernels(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of measured kernel tables.")],
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", help="One GPU of the catalogue; all that were measured if not given.")
-    ] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="One GPU; all that were measured if not given.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the fitted constants into the GPU files.")] = False,
     json: Json = False,
 ) -> None:
@@ -34,13 +41,74 @@ def calibrate_kernels(
         print_json({"errors": [asdict(row) for row in rows]})
         return
     header = ["GPU", "kernel", "dtype", "rows", "n", "mean abs", "median abs", "bias", "p90 abs"]
-    print(
-        table(
-            header,
-            [
-                [row.gpu, row.kind, row.dtype, row.rows_of, f"{row.n:,}"]
-                + [f"{error:.1%}" for error in (row.mape, row.median_abs_error, row.bias, row.p90_abs_error)]
-                for row in rows
-            ],
-        )
-    )
+    lines = [
+        [row.gpu, row.kind, row.dtype, row.rows_of, f"{row.n:,}"]
+        + [f"{error:.1%}" for error in (row.mape, row.median_abs_error, row.bias, row.p90_abs_error)]
+        for row in rows
+    ]
+    print(table(header, lines))
+
+
+def calibrate_collectives(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Output of nccl-tests, such as all_reduce_perf.")],
+    topology: Annotated[str, typer.Option("--topology", help="A shipped topology's name, or a YAML file.")],
+    kind: Annotated[str, typer.Option("--kind", help="The kind of link to fit, as the topology names it.")],
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes of the measured group.")] = None,
+    json: Json = False,
+) -> None:
+    """Fit latency and efficiency of one kind of link to an nccl-tests run; prints lines for the topology file."""
+    from sim.hardware.placement import place
+    from sim.hardware.topology import load_topology
+    from sim.studies.calibrate_collectives import calibrate, read_nccl_tests
+
+    test = read_nccl_tests(file.read_text(encoding="utf-8", errors="replace"), str(file))
+    cluster = load_topology(topology, {} if nodes is None else {"nodes": nodes})
+    group = place(cluster, test.ranks, 1, 1, "pack")[0][0]
+    fit = calibrate(cluster, group, test.op, test.sizes_bytes, test.times_s, kind, f"nccl-tests: {file.name}")
+    if json:
+        print_json(asdict(fit) | {"median_abs_error": fit.median_abs_error, "p90_abs_error": fit.p90_abs_error})
+        return
+    print(fit.yaml(), end="")
+    print(f"# {len(fit.sizes_bytes)} sizes: median error {fit.median_abs_error:.1%}, P90 {fit.p90_abs_error:.1%}")
+
+
+def validate_collectives(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of measured tables, one folder a system.")],
+    measured: Annotated[
+        Path | None, typer.Option("--measured", metavar="CSV", help="Published points of other software, shown beside.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Predicted collectives beside measured ones: error by system, software and operation."""
+    from sim.studies.validate_collectives import grouped_errors, published_rows, table_rows
+
+    rows = table_rows(folder)
+    other = published_rows(measured) if measured is not None else []
+    if json:
+        groups = {"groups": grouped_errors(rows), "published": grouped_errors(other)}
+        print_json({name: [asdict(group) for group in found] for name, found in groups.items()})
+        return
+    print(_error_table(rows))
+    if other:
+        print("\nOther software and fabrics, not fitted")
+        print(_error_table(other))
+
+
+def _error_table(rows: Sequence[CollectiveRow]) -> str:
+    from sim.results.console import table
+    from sim.studies.validate_collectives import grouped_errors
+
+    header = ["system, software, operation", "n", "median abs", "mean abs", "bias", "p90 abs", "within 25 %"]
+    return table(
+        header,
+        [
+            [group.group, f"{group.n:,}"]
+            + [
+                f"{share:.1%}"
+                for share in (
+                    group.median_abs_error, group.mean_abs_error, group.bias, group.p90_abs_error, group.within_25_percent,
+                )
+            ]
+            for group in [*grouped_errors(rows), *grouped_errors(rows, lambda row: "all")]
+        ],
+    )  # fmt: skip

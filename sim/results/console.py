@@ -109,7 +109,7 @@ def walls_table(walls_ms_per_token: Mapping[str, float]) -> str:
     """Where a token's milliseconds go, with a bar for each cause."""
     total = sum(walls_ms_per_token.values())
     rows = [
-        f"  {label(cause):<22} {ms:>10.3f} ms {ms / total:>7.1%}  {'#' * round(_BAR * ms / total)}".rstrip()
+        f"  {label(cause):<24} {ms:>10.3f} ms {ms / total:>7.1%}  {'#' * round(_BAR * ms / total)}".rstrip()
         for cause, ms in walls_ms_per_token.items()
     ]
     return "\n".join([f"Where a token's milliseconds go ({total:.2f} ms of a mean output token)", *rows])
@@ -129,7 +129,7 @@ def render(result: Result, verified: Sequence[Verified] = ()) -> str:
     parts.append("Verdict\n" + "\n".join(_item(sentence) for sentence in verdict(result)))
     if verified:
         parts.append("Assertions\n" + "\n".join(_item(_assertion(line)) for line in verified))
-    parts.append(self_checks_line(result.self_checks))
+    parts.append(textwrap.fill(self_checks_line(result.self_checks), _PAGE))
     parts += ["\n".join(["Notes", *(_item(note) for note in result.notes)])] if result.notes else []
     return "\n\n".join(parts)
 

@@ -264,7 +264,7 @@ def _thinned(times: Floats, values: Floats) -> tuple[Floats, Floats]:
 def _sample_curve(samples: Floats) -> tuple[Floats, Floats]:
     """(values, % at or below) of samples."""
     values = np.sort(samples)
-    shares = np.arange(1, len(values) + 1) * (100 / max(1, len(values)))
+    shares = np.arange(1, len(values) + 1, dtype=np.float64) * (100 / max(1, len(values)))
     step = max(1, len(values) // _POINTS)
     kept = np.unique(np.append(np.arange(0, len(values), step), len(values) - 1)) if len(values) else np.arange(0)
     return values[kept], shares[kept]
@@ -275,5 +275,5 @@ def _gap_curve(result: Result) -> tuple[Floats, Floats]:
     pool = gap_pool(result)
     if not pool.count:
         return np.zeros(0), np.zeros(0)
-    shares = np.linspace(0, 100, 1001)
+    shares: Floats = np.linspace(0.0, 100.0, 1001, dtype=np.float64)
     return np.array(pool.percentiles(shares.tolist())), shares

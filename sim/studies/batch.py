@@ -72,6 +72,8 @@ def run_one(job: Job, progress: Callable[[float, int], None] | None = None) -> R
         return _run(job, progress)
     except TwoWallsError as error:
         return failed(job.name, error)
+    except OSError as error:
+        return Row(job.name, "failed", 2, f"{error.filename or 'file'}: {error.strerror or error}", None, "")
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
