@@ -218,7 +218,10 @@ def test_memory_prints_the_ledger_and_ends_with_3_if_it_does_not_fit(tmp_path: P
 def test_topology_and_collective(tmp_path: Path) -> None:
     found = json.loads(twowalls("topology", "dgx-h100", "--nodes", "2", "--json", folder=tmp_path).stdout)
     assert (found["gpus"], found["nodes"]) == (16, 2)
-    assert found["reach"][0]["gpus"] == 7
+    assert found["pairs"][0]["bandwidth_bytes_per_s"] == 450e9
+    told = twowalls("topology", "dgx-h100", "--plot", "dgx.png", folder=tmp_path)
+    assert told.stdout.startswith("dgx-h100: 8 GPUs in 1 node")
+    assert (tmp_path / "dgx.png").read_bytes().startswith(b"\x89PNG")
     group = ["--topology", "dgx-h100", "--gpus", "2"]
     time_1 = json.loads(twowalls("collective", *group, "--size", "1MiB", "--json", folder=tmp_path).stdout)
     assert {"time_s", "algorithm", "steps", "latency_s", "bus_bandwidth_bytes_per_s", "edge_bytes"} <= set(time_1)
@@ -229,6 +232,15 @@ def test_topology_and_collective(tmp_path: Path) -> None:
     assert table.returncode == 0
     assert "1 MiB" in table.stdout
     assert twowalls("collective", *group, "--op", "all_reduc", folder=tmp_path).returncode == 2
+
+
+def test_a_node_is_imported_from_nvidia_smi(tmp_path: Path) -> None:
+    (tmp_path / "matrix.txt").write_text("        GPU0    GPU1\nGPU0     X      NV4\nGPU1    NV4      X\n")
+    made = twowalls("topology", "matrix.txt", "--nvidia-smi", "--gpu", "a100-sxm-80gb", folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "mine.yaml").write_text(made.stdout)
+    assert json.loads(twowalls("topology", "mine.yaml", "--json", folder=tmp_path).stdout)["gpus"] == 2
+    assert twowalls("topology", "matrix.txt", "--nvidia-smi", folder=tmp_path).returncode == 2
 
 
 def test_workload_list_and_schema(tmp_path: Path) -> None:

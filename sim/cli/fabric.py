@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,85 +37,43 @@ def topology(
     file: Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A shipped topology's name, or a YAML file.")],
     nodes: Nodes = None,
     gpu: GpuKind = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw it into this file.")] = None,
+    nvidia_smi: Annotated[
+        bool,
+        typer.Option(
+            "--nvidia-smi", help="TOPOLOGY is the output of `nvidia-smi topo -m`: print it as a topology file."
+        ),
+    ] = False,
     json: Json = False,
     settings: Overrides = None,
 ) -> None:
-    """A cluster: its GPUs, its links, and what any GPU reaches at which bandwidth and latency."""
-    from sim.results.console import table
-    from sim.units import format_rate, format_time
-
-    found = describe(_load(file, nodes, gpu, settings))
-    if json:
-        print_json(found)
+    """A cluster: counts, bisection, diameter, bandwidth between any two GPUs, and what they share."""
+    if nvidia_smi:
+        _import_matrix(Path(file), gpu)
         return
-    kinds = ", ".join(f"{count} x {kind}" for kind, count in found["gpu_kinds"].items())
-    print(f"{found['name']}: {found['gpus']} GPUs ({kinds}) in {found['nodes']} nodes")
-    if found["source"]:
-        print(textwrap.fill(found["source"], 110))
-    print("\nLinks (each direction)")
-    print(
-        table(
-            ["kind", "links", "bandwidth", "latency"],
-            [
-                [
-                    link["kind"],
-                    f"{link['count']:,}",
-                    format_rate(link["bandwidth_bytes_per_s"]),
-                    format_time(link["latency_s"]),
-                ]
-                for link in found["links"]
-            ],
-        )
-    )
-    print(f"\nFrom {found['from']} to the other GPUs")
-    print(
-        table(
-            ["over", "GPUs", "bandwidth", "latency", "for example"],
-            [
-                [pair["over"], f"{pair['gpus']:,}", format_rate(pair["bandwidth_bytes_per_s"]),
-                 format_time(pair["latency_s"]), pair["example"]]
-                for pair in found["reach"]
-            ],
-        )
-    )  # fmt: skip
+    from sim.hardware.topology_summary import summarise
+
+    cluster = _load(file, nodes, gpu, settings)
+    found = summarise(cluster)
+    if json:
+        print_json(asdict(found))
+    else:
+        print("\n".join(found.lines))
+    if plot is not None:
+        from sim.results.topology_plot import draw_topology
+
+        draw_topology(cluster, plot)
 
 
-def describe(cluster: Topology) -> dict[str, Any]:
-    """What `twowalls topology` prints, as plain data."""
-    edges = cluster.graph.edges
-    links = Counter(
-        (data["kind"], data["bandwidth_bytes_per_s"], data["latency_s"])
-        for _, _, data in cluster.graph.edges(data=True)
-    )
-    first = cluster.gpus[0]
-    reach: dict[tuple[str, float, float], list[str]] = {}
-    for other in cluster.gpus[1:]:
-        over = " + ".join(dict.fromkeys(str(edges[edge]["kind"]) for edge in cluster.path(first, other)))
-        key = (over, cluster.bandwidth_bytes_per_s(first, other), cluster.latency_s(first, other))
-        reach.setdefault(key, []).append(other)
-    return {
-        "name": cluster.name,
-        "source": cluster.source,
-        "gpus": len(cluster.gpus),
-        "nodes": len(set(cluster.node_of.values())),
-        "gpu_kinds": dict(Counter(cluster.gpu_kind.values())),
-        "parameters": cluster.parameters,
-        "links": [
-            {"kind": kind, "count": count, "bandwidth_bytes_per_s": bandwidth, "latency_s": latency}
-            for (kind, bandwidth, latency), count in sorted(links.items(), key=lambda item: -item[0][1])
-        ],
-        "from": first,
-        "reach": [
-            {
-                "over": over,
-                "gpus": len(names),
-                "bandwidth_bytes_per_s": bandwidth,
-                "latency_s": latency,
-                "example": names[0],
-            }
-            for (over, bandwidth, latency), names in reach.items()
-        ],
-    }
+def _import_matrix(file: Path, gpu: str | None) -> None:
+    import yaml
+
+    from sim.errors import InputError
+    from sim.hardware.nvidia_smi import read_topo_matrix
+
+    if gpu is None:
+        raise InputError("--gpu", "is missing", "the matrix does not tell which GPUs stand there: --gpu h100-sxm")
+    print(yaml.safe_dump(read_topo_matrix(file.read_text(encoding="utf-8"), gpu), sort_keys=False), end="")
 
 
 def collective(
