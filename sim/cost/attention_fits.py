@@ -10,15 +10,37 @@ from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
 
 QUERY_TILE = 128.0  # rows of queries a thread block works on (FlashAttention-2 and -3, forward)
+EXPONENTIALS_A_CYCLE = 16.0  # of the special-function units of one SM
+WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM
 
 
-def attended_pairs(new: Floats, context: Floats, window: int | None) -> Floats:
-    """(query, key) pairs of `new` queries over `context` earlier tokens and themselves, causal, at most `window` keys each."""
+def attended_pairs(new: Floats, context: Floats, window: int | None, fill: float = 0.0) -> Floats:
+    """(query, key) pairs of `new` queries over `context` earlier tokens and themselves, causal, at most `window` each.
+
+    `fill` more queries and keys are computed in vain because tiles are square: (new + fill) (context + (new + fill) / 2).
+    """
+    rows = new + fill
     if window is None:
-        return new * context + new * (new + 1) / 2
-    # the first `short` queries still see everything before them
-    short = np.clip(window - context, 0, new)
-    return short * context + short * (short + 1) / 2 + (new - short) * window
+        return rows * (context + (rows + 1) / 2)
+    # the first queries still see everything before them
+    short = np.clip(window + fill - context, 0, rows)
+    return short * (context + (short + 1) / 2) + (rows - short) * (window + fill)
+
+
+def _wide(c: Constants, head_dim: Floats) -> Floats:
+    """How much slower an element is in a head beyond 128 wide, whose tiles spill."""
+    return np.asarray(np.maximum(head_dim / WIDE_HEAD, 1.0) ** c["wide"])
+
+
+def _score_s(c: Constants, gpu: Gpu, width: Floats, kv_dtype: str) -> Floats:
+    """Seconds of one score on the whole GPU: two products of `width` elements, partly hiding an exponential.
+
+    An fp8 cache is multiplied in fp8 where the GPU can.
+    """
+    arithmetic = kv_dtype if kv_dtype in gpu.flops_per_s else "bf16"
+    products_s = 4 * width / (c["compute"] * gpu.flops_per_s[arithmetic])
+    exponential_s = 1 / (c["softmax"] * EXPONENTIALS_A_CYCLE * gpu.sm_count * gpu.boost_hz)
+    return np.hypot(products_s, exponential_s)
 
 
 def prefill_attention(
@@ -33,22 +55,24 @@ def prefill_attention(
     kv_dtype: str,
     window: int | None = None,
 ) -> KernelTime:
-    """Causal attention of `sequences` alike prompts chunks in one kernel; the body is proportional to their number.
+    """Causal attention of `sequences` alike prompt chunks in one kernel; the body is proportional to their number.
 
-    A score costs 4 x head_dim FLOPs on the tensor cores and an exponential elsewhere, worth `exponential` more elements of
-    head_dim. The kernel ends with its longest row of tiles, alone on its SM: `tail` of that row is paid on top.
+    A score costs 4 x head_dim FLOPs on the tensor cores and one exponential on the special-function units, at `softmax` of
+    16 a cycle and SM (CUDA programming guide, throughput of arithmetic instructions; FlashAttention-3, section 1); tiles
+    add `tile` rows and columns. Keys and values are gathered from their pages, and converted, at the
+    fraction `kv` of the HBM bandwidth, queries and outputs move at `memory` of it. The kernel ends with its longest row of
+    tiles, alone on its SM: `tail` of that row is paid on top.
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
     heads, kv_heads, head_dim = array(heads), array(kv_heads), array(head_dim)
-    flops_per_s = c["compute"] * gpu.flops_per_s["bf16"]
-    hbm = c["memory"] * gpu.hbm_bytes_per_s
-    width = head_dim + c["exponential"]
-    compute_s = 4 * sequences * heads * width * attended_pairs(new, context, window) / flops_per_s
+    score_s = _score_s(c, gpu, head_dim, kv_dtype) * _wide(c, head_dim)
+    compute_s = sequences * heads * attended_pairs(new, context, window, c["tile"]) * score_s
     keys = new + (context if window is None else np.minimum(context, window))
-    queries_bytes = 2 * ACTIVATION_BYTES * new * heads * head_dim
-    memory_s = sequences * (queries_bytes + 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim) / hbm
+    queries_s = 2 * ACTIVATION_BYTES * new * heads * head_dim / c["memory"]
+    keys_s = 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim / c["kv"]
+    memory_s = sequences * (queries_s + keys_s) / gpu.hbm_bytes_per_s
     row = keys if window is None else np.minimum(keys, window)
-    tail_s = c["tail"] * 4 * np.minimum(new, QUERY_TILE) * width * row / (flops_per_s / gpu.sm_count)
+    tail_s = c["tail"] * QUERY_TILE * row * score_s * gpu.sm_count
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     return KernelTime(c["launch_s"] + tail_s + np.zeros_like(compute), memory, compute)
 
@@ -64,11 +88,16 @@ def decode_attention(
 ) -> DecodeAttentionTime:
     """One query token a sequence, all query heads of a KV head together; affine in the contexts' sum.
 
-    Every (sequence, KV head) is a tile that costs `tile_s` on its SM.
+    Every (sequence, KV head) is a tile that costs `tile_s` on its SM. A kernel that does not split the keys of a KV head
+    over SMs (FlashAttention-2 without grouped queries) reads them no faster than one SM can: `unsplit` of its share of the
+    HBM bandwidth.
     """
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
-    token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype)
+    token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype) * _wide(c, head_dim)
     memory_s = token_bytes / (c["memory"] * gpu.hbm_bytes_per_s) + 0 * sequences
+    busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
+    reach = np.where(heads == kv_heads, c["unsplit"], c["split"])
+    memory_s = np.hypot(memory_s, token_bytes / (reach * busy * gpu.hbm_bytes_per_s))
     compute_s = 4 * heads * head_dim / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["tile_s"] * sequences * kv_heads / gpu.sm_count
@@ -91,13 +120,13 @@ def prefill_mla(
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
     heads, query_dim, v_dim = array(heads), array(query_dim), array(v_dim)
-    flops_per_s = c["compute"] * gpu.flops_per_s["bf16"]
-    width = (query_dim + v_dim) / 2 + c["exponential"]
-    compute_s = 4 * sequences * heads * width * attended_pairs(new, context, None) / flops_per_s
+    score_s = _score_s(c, gpu, (query_dim + v_dim) / 2, "bf16")
+    compute_s = sequences * heads * attended_pairs(new, context, None, c["tile"]) * score_s
+    tail_s = c["tail"] * QUERY_TILE * (new + context) * score_s * gpu.sm_count
     moved = ACTIVATION_BYTES * heads * (query_dim + v_dim) * (2 * new + context)
     memory_s = sequences * moved / (c["memory"] * gpu.hbm_bytes_per_s)
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
-    return KernelTime(c["launch_s"] + np.zeros_like(compute), memory, compute)
+    return KernelTime(c["launch_s"] + tail_s + np.zeros_like(compute), memory, compute)
 
 
 def decode_mla(
@@ -112,7 +141,10 @@ def decode_mla(
     """Absorbed multi-head latent attention: the latent is read once for all heads, and multiplied by each."""
     sequences, heads = array(sequences), array(heads)
     rank, rope = array(kv_lora_rank), array(rope_dim)
-    memory_s = (rank + rope) * kv_bytes(kv_dtype) / (c["memory"] * gpu.hbm_bytes_per_s) + 0 * sequences
+    token_bytes = (rank + rope) * kv_bytes(kv_dtype)
+    busy = np.clip(sequences / gpu.sm_count, 1e-9, 1.0)
+    reach = c["split"] * busy
+    memory_s = np.hypot(token_bytes / (c["memory"] * gpu.hbm_bytes_per_s), token_bytes / (reach * gpu.hbm_bytes_per_s))
     compute_s = 2 * heads * (2 * rank + rope) / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["tile_s"] * sequences / gpu.sm_count

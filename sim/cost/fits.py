@@ -17,6 +17,7 @@ from sim.hardware.gpu import Gpu
 
 Constants = Mapping[str, float]
 ACTIVATION_BYTES = 2.0  # activations between kernels are bf16
+TILE = 128.0  # rows and columns of the usual tile of a thread block (CUTLASS, cuBLAS); half the rows for few tokens
 DEPTH_REFERENCE = 4096.0  # elements of k at which `depth_s` is quoted
 
 
@@ -52,35 +53,46 @@ def arithmetic(gpu: Gpu, dtype: str) -> str:
     return own if own in gpu.flops_per_s else "bf16"
 
 
+def cycles_per_s(gpu: Gpu) -> float:
+    """Cycles a second of all SMs together, at the boost clock."""
+    return gpu.sm_count * gpu.boost_hz
+
+
 def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats | float, dtype: str) -> KernelTime:
     """out[m, n] = in[m, k] x weights[k, n].
 
-    body = p-norm of FLOPs over the tensor peak and bytes over HBM. The reduction over k is serial inside a tile;
-    splitting it s ways costs k/s steps and s partial sums, at best proportional to sqrt(k): `depth_s` at k = 4096.
-    A quantised activation is first read in bf16 and written in its own format by a kernel of its own (`quantise_launch_s`).
+    body = p-norm of FLOPs over the tensor peak and bytes over HBM. The compute time is never less than `serial` times that
+    of one tile on its SM, which runs through all of k. Filling and draining that pipeline costs `depth_s` x (k / 4096) ^
+    `depth_power`: power 1 where one thread block does all of k, 1/2 at the best split of k over thread blocks (s of them
+    leave k/s steps and s partial sums to add). A quantised activation is first read in bf16 and written in its own format
+    by a kernel of its own (`quantise_launch_s`, `quantise` bytes a cycle on every SM: it converts, it does not stream).
     """
     m, n, k = array(m), array(n), array(k)
     weight = weight_bytes(dtype)
     quantised = arithmetic(gpu, dtype) != "bf16"
     activation = weight if quantised else ACTIVATION_BYTES
-    hbm = gpu.hbm_bytes_per_s
-    compute_s = 2 * m * n * k / (c["compute"] * peak_flops_per_s(gpu, dtype))
+    hbm, peak = gpu.hbm_bytes_per_s, peak_flops_per_s(gpu, dtype)
+    one_tile_s = 2 * np.clip(m, TILE / 2, TILE) * TILE * k / (peak / gpu.sm_count)
+    compute_s = 2 * m * n * k / (c["compute"] * peak)
+    compute_s = (compute_s**4 + (c["serial"] * one_tile_s) ** 4) ** 0.25
     moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c["activation"] * hbm)
     memory_s = n * k * weight / (c["memory"] * hbm) + moved_s
-    fixed_s = c["launch_s"] + c["depth_s"] * np.sqrt(k / DEPTH_REFERENCE) + np.zeros_like(compute_s)
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
+    fixed_s = c["launch_s"] + c["depth_s"] * (k / DEPTH_REFERENCE) ** c["depth_power"] + np.zeros_like(compute)
     if quantised:
         fixed_s = fixed_s + c["quantise_launch_s"]
-        memory = memory + m * k * (ACTIVATION_BYTES + activation) / (c["quantise"] * hbm)
+        memory = memory + m * k * (ACTIVATION_BYTES + activation) / (c["quantise"] * cycles_per_s(gpu))
     return KernelTime(fixed_s, memory, compute)
 
 
-def experts_touched(tokens: Floats | float, experts: int, local_experts: int, top_k: int) -> Floats:
+def experts_touched(
+    tokens: Floats | float, experts: Floats | float, local_experts: Floats | float, top_k: Floats | float
+) -> Floats:
     """Experts of this rank that at least one of `tokens` picks, expected when every token picks uniformly.
 
     local x (1 - (1 - k/E)^T); the weights of the others are not read.
     """
-    missed = np.exp(array(tokens) * np.log1p(-min(top_k / experts, 1 - 1e-12)))
+    missed = (1 - array(top_k) / experts) ** array(tokens)
     return array(local_experts * (1 - missed))
 
 
@@ -92,25 +104,30 @@ def moe(
     intermediate: Floats | float,
     touched: Floats | float,
     routed: Floats | float,
+    pairs: Floats | float,
     dtype: str,
 ) -> KernelTime:
-    """Grouped gate+up and down GEMMs of the `touched` experts of a rank, over `routed` (token, expert) pairs.
+    """Grouped gate+up and down GEMMs of the `touched` experts of a rank, over `routed` (token, expert) pairs of its own.
 
-    Three matrices of hidden x intermediate an expert; activations in, between and out. `expert_s` is the cost of
-    scheduling the tiles of one expert, `tile` the rows by which the row tile of an expert is filled in vain.
+    Three matrices of hidden x intermediate an expert. An expert computes `tile` rows more than it has, for its last row
+    tile is never full, and costs `expert_s` of one SM to set up. The serial reductions over hidden, then intermediate, cost `depth_s` for every 4096 elements. All
+    `pairs` of `tokens`, routed here or not, are sorted before, and their rows of hidden summed after, at `combine`
+    bytes a cycle on every SM.
     """
     tokens, hidden, intermediate = array(tokens), array(hidden), array(intermediate)
     touched, routed = array(touched), array(routed)
     quantised = arithmetic(gpu, dtype) != "bf16"
     activation = weight_bytes(dtype) if quantised else ACTIVATION_BYTES
+    hbm = gpu.hbm_bytes_per_s
     rows = routed + c["tile"] * touched
     compute_s = 6 * rows * hidden * intermediate / (c["compute"] * peak_flops_per_s(gpu, dtype))
-    weights = 3 * touched * hidden * intermediate * weight_bytes(dtype)
-    moved = routed * (hidden * (activation + ACTIVATION_BYTES) + intermediate * (2 * ACTIVATION_BYTES + 2 * activation))
-    memory_s = (weights / c["memory"] + moved / c["activation"]) / gpu.hbm_bytes_per_s
-    fixed_s = c["launch_s"] + c["expert_s"] * touched / gpu.sm_count + np.zeros_like(tokens)
-    memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
-    return KernelTime(fixed_s, memory, compute)
+    weights_s = 3 * touched * hidden * intermediate * weight_bytes(dtype) / (c["memory"] * hbm)
+    moved = routed * (hidden * (activation + ACTIVATION_BYTES) + intermediate * (3 * ACTIVATION_BYTES + activation))
+    memory, compute = smooth_body(compute_s, weights_s + moved / (c["activation"] * hbm), c["overlap"])
+    combine_s = ACTIVATION_BYTES * hidden * (array(pairs) + tokens) / (c["combine"] * cycles_per_s(gpu))
+    depth_s = c["depth_s"] * (hidden + intermediate) / DEPTH_REFERENCE
+    fixed_s = c["launch_s"] + depth_s + c["expert_s"] * touched / gpu.sm_count + np.zeros_like(compute)
+    return KernelTime(fixed_s, memory + combine_s, compute)
 
 
 def elementwise(c: Constants, gpu: Gpu, bytes_moved: Floats | float, kernels: int) -> KernelTime:

@@ -15,9 +15,10 @@ from sim.errors import InputError
 from sim.hardware.gpu import Gpu
 
 # the back of an envelope: printed peaks, perfect overlap, no fixed cost
-_FRACTIONS = ("compute", "memory", "activation", "quantise")
-_NOTHING = ("launch_s", "depth_s", "quantise_launch_s", "expert_s", "tile_s", "tile", "tail", "exponential")
-IDEAL: Constants = dict.fromkeys(_FRACTIONS, 1.0) | dict.fromkeys(_NOTHING, 0.0) | {"overlap": float("inf")}
+_FRACTIONS = ("compute", "memory", "activation", "kv")
+_NOTHING = ("launch_s", "depth_s", "quantise_launch_s", "expert_s", "tile_s", "tile", "tail", "wide", "serial", "depth_power")
+_FREE = ("overlap", "softmax", "split", "unsplit", "quantise", "combine")
+IDEAL: Constants = dict.fromkeys(_FRACTIONS, 1.0) | dict.fromkeys(_NOTHING, 0.0) | dict.fromkeys(_FREE, float("inf"))
 
 _KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
 
@@ -106,8 +107,9 @@ class Roofline:
         """Grouped GEMMs of the routed experts of one layer on this rank, every token picking its experts uniformly."""
         touched = fits.experts_touched(tokens, experts, local_experts, top_k)
         routed = fits.array(tokens) * top_k * local_experts / experts
+        pairs = fits.array(tokens) * top_k
         c = self.constants("moe", dtype)
-        return fits.moe(c, self.gpu, tokens, hidden, intermediate, touched, routed, dtype)
+        return fits.moe(c, self.gpu, tokens, hidden, intermediate, touched, routed, pairs, dtype)
 
     def elementwise(self, bytes_moved: Floats | float, kernels: int = 1) -> KernelTime:
         """Norms, rope, activation, residual: `kernels` memory-bound kernels that move `bytes_moved` in all."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
+from sim.cost.formats import kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu
@@ -75,10 +76,22 @@ def _prefill(dtype: str) -> Predict:
 def _decode(dtype: str) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         heads, kv_heads, head_dim = table["num_heads"], table["num_key_value_heads"], table["head_dim"]
+        context = table["batch_size"] * (table["step"] + 1)
         time = attention_fits.decode_attention(c, gpu, table["batch_size"], heads, kv_heads, head_dim, dtype)
-        return total_s(time, table["batch_size"] * (table["step"] + 1))
+        read = 2 * context * kv_heads * head_dim * kv_bytes(dtype)
+        return total_s(time._replace(memory_s_per_token=time.memory_s_per_token * _warm(c, gpu, read)), context)
 
     return predict
+
+
+def _warm(c: Constants, gpu: Gpu, read_bytes: Floats) -> Floats:
+    """What remains of the HBM time when a measurement repeats one kernel and finds its KV cache in L2.
+
+    Below `warm_l2` of the L2's size it is read in `warm_time` of the time. In an engine the weights of all layers have
+    passed through L2 since, so `decode_attention` never sees this.
+    """
+    found = 1 / (1 + (read_bytes / (c["warm_l2"] * gpu.l2_bytes)) ** 6)
+    return np.asarray(1 - found * (1 - c["warm_time"]))
 
 
 def _moe(dtype: str) -> Predict:
@@ -86,9 +99,12 @@ def _moe(dtype: str) -> Predict:
         tokens, experts = table["num_tokens"], table["num_experts"]
         local = np.maximum(experts / table["moe_ep_size"], 1)
         routed = tokens * table["topk"] * local / experts
-        touched = np.minimum(local, np.maximum(routed, 1))
+        balanced = np.minimum(local, np.maximum(routed, 1))
+        random = fits.experts_touched(tokens, experts, local, table["topk"])
+        touched = np.where(table["distribution"] == "balanced", balanced, random)
         columns = table["inter_size"] / table["moe_tp_size"]
-        return fits.moe(c, gpu, tokens, table["hidden_size"], columns, touched, routed, dtype).total_s
+        pairs = tokens * table["topk"]
+        return fits.moe(c, gpu, tokens, table["hidden_size"], columns, touched, routed, pairs, dtype).total_s
 
     return predict
 
@@ -97,23 +113,30 @@ def _moe(dtype: str) -> Predict:
 _HIDDEN, _Q_RANK, _RANK, _NOPE, _ROPE, _V = 7168, 1536, 512, 128, 64, 128
 
 
-def _module_gemms_s(gpu: Gpu, tokens: Floats, heads: Floats, prefill: bool) -> Floats:
-    """Seconds of the matrix multiplications that the measured MLA module runs around its attention, in bf16."""
-    c = Roofline(gpu).constants("gemm", "bf16")
+# q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)
+_MODULE_ELEMENTWISE = 5
+
+
+def _module_s(gpu: Gpu, tokens: Floats, heads: Floats, prefill: bool) -> Floats:
+    """Seconds of what the measured MLA module runs around its attention: bf16 GEMMs and small kernels."""
+    backend = Roofline(gpu)
+    c = backend.constants("gemm", "bf16")
     shapes: list[tuple[Floats | float, Floats | float]] = [
         (_Q_RANK + _RANK + _ROPE, _HIDDEN),
         (heads * (_NOPE + _ROPE), _Q_RANK),
         (_HIDDEN, heads * _V),
     ]
     shapes += [(heads * (_NOPE + _V), _RANK)] if prefill else [(heads * _RANK, _NOPE), (heads * _V, _RANK)]
-    return sum((fits.gemm(c, gpu, tokens, n, k, "bf16").total_s for n, k in shapes), np.zeros_like(tokens))
+    moved = 2 * fits.ACTIVATION_BYTES * tokens * (_Q_RANK + _RANK + heads * (_NOPE + _ROPE))
+    small = backend.elementwise(moved, _MODULE_ELEMENTWISE).total_s
+    return sum((fits.gemm(c, gpu, tokens, n, k, "bf16").total_s for n, k in shapes), small)
 
 
 def _prefill_mla(module: bool) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         sequences, new, heads = table["batch_size"], table["isl"], table["num_heads"]
         own = attention_fits.prefill_mla(c, gpu, sequences, new, 0.0, heads, _NOPE + _ROPE, _V).total_s
-        around = _module_gemms_s(gpu, sequences * new, heads, True) if module else 0.0
+        around = _module_s(gpu, sequences * new, heads, True) if module else 0.0
         return on_host(c, own + around)
 
     return predict
@@ -125,7 +148,7 @@ def _decode_mla(dtype: str, module: bool) -> Predict:
         time = attention_fits.decode_mla(c, gpu, sequences, heads, _RANK, _ROPE, dtype)
         # a module's table counts the new token in `step`, an operator's does not
         own = total_s(time, sequences * (table["step"] + (0 if module else 1)))
-        around = _module_gemms_s(gpu, sequences, heads, False) if module else 0.0
+        around = _module_s(gpu, sequences, heads, False) if module else 0.0
         return on_host(c, own + around)
 
     return predict
@@ -139,22 +162,56 @@ def _large(table: Table) -> NDArray[np.bool_]:
     return (table["n"] >= 512) & (table["k"] >= 512)
 
 
+# A served request brings prompts, and has contexts, of hundreds of tokens. Heads beyond 256 wide, and the Triton kernel
+# that stands in where a GPU's own kernels lack a shape, are other kernels than those the constants describe.
+_SERVED_TOKENS = 256
+
+
+def _served(table: Table, tokens: Floats) -> NDArray[np.bool_]:
+    return np.asarray(
+        (tokens >= _SERVED_TOKENS) & (table["head_dim"] <= 256) & (table["kernel_source"] != "vllm_triton_attn")
+    )
+
+
 def _prompts(table: Table) -> NDArray[np.bool_]:
-    # one new token is a decode step, and runs the decode kernel
-    return np.asarray(table["isl"] > 1)
+    return _served(table, table["isl"])
+
+
+def _contexts(table: Table) -> NDArray[np.bool_]:
+    return _served(table, table["step"] + 1)
+
+
+def _mla_prompts(table: Table) -> NDArray[np.bool_]:
+    return np.asarray(table["isl"] >= _SERVED_TOKENS)
+
+
+def _mla_contexts(table: Table) -> NDArray[np.bool_]:
+    return np.asarray(table["step"] + 1 >= _SERVED_TOKENS)
 
 
 _US = 1e-6
 _GEMM = {
-    "launch_s": 2 * _US, "depth_s": 2 * _US, "compute": 0.8, "memory": 0.85, "activation": 0.6, "overlap": 3.0,
+    "launch_s": 2 * _US, "depth_s": 2 * _US, "depth_power": 0.5, "compute": 0.8, "serial": 0.3, "memory": 0.85,
+    "activation": 0.6, "overlap": 3.0,
 }  # fmt: skip
-_QUANTISE = {"quantise_launch_s": 1 * _US, "quantise": 0.4}
-_PREFILL = {"launch_s": 10 * _US, "compute": 0.7, "memory": 0.4, "overlap": 1.2, "exponential": 30.0, "tail": 0.5}
-_DECODE = {"launch_s": 10 * _US, "tile_s": 2 * _US, "compute": 0.5, "memory": 0.85, "overlap": 2.0}
-_MLA_PREFILL = {"launch_s": 20 * _US, "compute": 0.5, "memory": 0.4, "overlap": 1.5, "exponential": 10.0}
-_MLA_DECODE = {"launch_s": 20 * _US, "tile_s": 2 * _US, "compute": 0.5, "memory": 0.8, "overlap": 2.0}
+_QUANTISE = {"quantise_launch_s": 1 * _US, "quantise": 4.0}
+_PREFILL = {
+    "launch_s": 10 * _US, "compute": 0.8, "softmax": 0.8, "tile": 100.0, "wide": 0.1, "kv": 0.3, "memory": 0.8,
+    "overlap": 1.0, "tail": 0.5,
+}  # fmt: skip
+_DECODE = {
+    "launch_s": 10 * _US, "tile_s": 1 * _US, "compute": 0.5, "memory": 0.85, "overlap": 2.0, "wide": 0.1, "warm_l2": 0.7,
+    "warm_time": 0.5, "split": 30.0, "unsplit": 10.0,
+}  # fmt: skip
+_MLA_PREFILL = {
+    "launch_s": 20 * _US, "compute": 0.5, "softmax": 0.8, "tile": 100.0, "memory": 0.4, "overlap": 1.5, "tail": 0.5,
+}  # fmt: skip
+_MLA_DECODE = {
+    "launch_s": 20 * _US, "tile_s": 2 * _US, "compute": 0.5, "memory": 0.8, "overlap": 2.0, "split": 30.0,
+}  # fmt: skip
 _MOE = {
-    "launch_s": 20 * _US, "expert_s": 1 * _US, "tile": 8.0, "compute": 0.6, "memory": 0.8, "activation": 0.4, "overlap": 2.0,
+    "launch_s": 12 * _US, "depth_s": 10 * _US, "compute": 0.6, "memory": 0.8, "tile": 16.0, "activation": 0.4, "overlap": 2.0,
+    "combine": 4.0, "expert_s": 1 * _US,
 }  # fmt: skip
 _TABLE_NAMES = {"bf16": "bfloat16"}
 _MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4"}
@@ -167,7 +224,7 @@ def _gemms() -> list[KernelKind]:
         held: dict[str, str] = {}
         if dtype == "fp8_block":  # measured without CUDA graphs: the small constants hide behind the host
             start["host_s"] = 60 * _US
-            held = dict.fromkeys(("launch_s", "depth_s", "quantise_launch_s", "quantise", "activation"), "fp8")
+            held = dict.fromkeys(("launch_s", "depth_s", "depth_power", "serial", "quantise_launch_s", "quantise", "activation"), "fp8")
         where: dict[str, str | int] = {"gemm_dtype": _TABLE_NAMES.get(dtype, dtype)}
         kinds.append(
             KernelKind(
@@ -203,7 +260,7 @@ def _attentions() -> list[KernelKind]:
                 (*shape, "step"),
                 _DECODE,
                 _decode(dtype),
-                _all_rows,
+                _contexts,
             )  # fmt: skip
         )
     return kinds
@@ -223,12 +280,16 @@ def _mlas() -> list[KernelKind]:
         ):
             start = _MLA_PREFILL if module else _MLA_PREFILL | host
             kinds.append(
-                KernelKind("prefill_mla", dtype, prefill, where, (*shape, "isl"), start, _prefill_mla(module), _prompts)
+                KernelKind("prefill_mla", dtype, prefill, where, (*shape, "isl"), start, _prefill_mla(module), _mla_prompts)
             )
             start = _MLA_DECODE if module else _MLA_DECODE | host
             predict = _decode_mla(dtype, module)
-            kinds.append(KernelKind("decode_mla", dtype, decode, where, (*shape, "step"), start, predict, _all_rows))
+            kinds.append(KernelKind("decode_mla", dtype, decode, where, (*shape, "step"), start, predict, _mla_contexts))
     return kinds
+
+
+SKEWED: Mapping[str, str | int] = {"distribution": "power_law_1.01", "moe_ep_size": 1}
+"""Rows that stand in for balanced routing where a table has none: with all experts on one GPU skew changes little."""
 
 
 def _moes() -> list[KernelKind]:
