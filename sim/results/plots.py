@@ -30,8 +30,10 @@ _CLASS_COLOURS = {
 _WALL_COLOURS = {
     "memory": _BLUE, "communication": _RED, "compute": _GREEN, "overhead": _GREY, "prefill": _PURPLE, "waiting": _ORANGE,
 }  # fmt: skip
-_POINTS = 4000
-"""A line has at most so many points: more cannot be seen, and a vector file would not open."""
+_POINTS = 2000
+"""A line has at most so many points: more cannot be told apart on a page."""
+_BINS = 300
+"""Stretches of time that stand for a line of more points: their mean, and the band from lowest to highest."""
 
 
 def timeline(result: Result) -> Figure:
@@ -45,8 +47,7 @@ def timeline(result: Result) -> Figure:
     replicas = max(1, len(np.unique(result.steps["replica"])))
     blocks = result.kv_blocks * replicas if result.kv_blocks else None
     share = used * (100 / blocks) if blocks else used
-    kv.fill_between(times, share, step="post", color=_GREEN, alpha=0.35, linewidth=0)
-    kv.step(times, share, where="post", color=_GREEN, linewidth=1.2)
+    _draw_over_time(kv, times, share, _GREEN, filled=True)
     kv.set_ylabel("KV cache in use (%)" if blocks else "KV blocks in use")
     kv.set_ylim(0, 108 if blocks else None)
     if blocks:
@@ -55,7 +56,7 @@ def timeline(result: Result) -> Figure:
     _mark_oom(kv, result)
     for column, colour in (("running", _BLUE), ("waiting", _ORANGE)):
         times, values = _over_time(result, column)
-        people.step(times, values, where="post", color=colour, linewidth=1.2, label=column)
+        _draw_over_time(people, times, values, colour, label=column)
     people.set_ylabel("requests")
     people.set_ylim(bottom=0)
     people.legend(loc="upper right", frameon=False, ncols=2)
@@ -108,7 +109,7 @@ def latency_distributions(result: Result) -> Figure:
         if not len(values):
             axes.text(0.5, 0.5, "nothing was measured", ha="center", va="center", transform=axes.transAxes)
             continue
-        unit, factor = ("s", 1.0) if values[-1] >= 2 else ("ms", 1e3)
+        unit, factor = ("s", 1.0) if result.summary[f"p99_{metric}_ms"] >= 2000 else ("ms", 1e3)
         axes.step(values * factor, shares, where="post", color=_BLUE, linewidth=1.5)
         axes.set_xlabel(unit)
         _log_if_skewed(axes, values * factor)
@@ -249,16 +250,34 @@ def _over_time(result: Result, column: str) -> tuple[Floats, Floats]:
     by_time = np.argsort(times, kind="stable")
     times, values = times[by_time], np.cumsum(changes[by_time])
     last = np.append(times[1:] != times[:-1], True)
-    return _thinned(times[last], values[last])
+    return times[last], values[last]
 
 
-def _thinned(times: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """At most `_POINTS` points of a step function that keep the lowest and highest value of every stretch."""
+def _draw_over_time(
+    axes: Axes, times: Floats, values: Floats, colour: str, label: str | None = None, filled: bool = False
+) -> None:
+    """A step function of time as a line; where it moves too often to be seen, its mean and its range."""
     if len(times) <= _POINTS:
-        return times, values
-    parts = np.array_split(np.arange(len(times)), _POINTS // 2)
-    kept = sorted({int(part[f(values[part])]) for part in parts for f in (np.argmin, np.argmax)} | {len(times) - 1})
-    return times[kept], values[kept]
+        axes.step(times, values, where="post", color=colour, linewidth=1.2, label=label)
+        if filled:
+            axes.fill_between(times, values, step="post", color=colour, alpha=0.35, linewidth=0)
+        return
+    edges, mean, low, high = _binned(times, values)
+    axes.stairs(mean, edges, color=colour, linewidth=1.4, label=f"{label} (mean and range)" if label else None)
+    axes.stairs(high, edges, baseline=low, color=colour, fill=True, alpha=0.3, linewidth=0)
+
+
+def _binned(times: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """(edges, mean, lowest, highest) of a step function over stretches of equal time."""
+    edges = np.linspace(times[0], times[-1], _BINS + 1)
+    integral = np.concatenate([[0.0], np.cumsum(values[:-1] * np.diff(times))])
+    mean = np.diff(np.interp(edges, times, integral)) / np.diff(edges)
+    # the value at the start of a stretch was set at or before it
+    begun = np.searchsorted(times, edges[:-1], side="right") - 1
+    ends = np.maximum(np.searchsorted(times, edges[1:], side="left"), begun + 1)
+    low = np.array([values[a:b].min() for a, b in zip(begun, ends, strict=True)])
+    high = np.array([values[a:b].max() for a, b in zip(begun, ends, strict=True)])
+    return edges, mean, low, high
 
 
 def _sample_curve(samples: Floats) -> tuple[Floats, Floats]:
