@@ -129,7 +129,9 @@ def _log_if_skewed(axes: Axes, values: Floats) -> None:
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        # more labels would run into each other
+        narrow = values[-1] < 100 * values[0]
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
 
