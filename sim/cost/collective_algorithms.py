@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 
 from sim.cost.collective_constants import LOCAL_COPY
 from sim.cost.collective_plan import Hop, Phase, Plan, path_kind
@@ -38,6 +39,11 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.gpus)
+
+    @cached_property
+    def rings(self) -> list[Ring]:
+        """Ring orders over the group, with the share of the message on each."""
+        return find_rings(self.topology, self.nodes)
 
     def hop(self, a: str, b: str, steps: int = 1) -> Hop:
         path = self.topology.path(a, b)
@@ -70,14 +76,13 @@ def ring(group: Group, op: str) -> Plan:
     """Rings through all ranks; across nodes one for each rail. Each edge carries 2(n-1)/n of the size (all-reduce)."""
     n = len(group)
     phase = Phase("ring")
-    rings = find_rings(group.topology, group.nodes)
     share = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1.0}.get(op, (n - 1) / n)
     steps = 2 * (n - 1) if op == "all_reduce" else n - 1
-    for loop in rings:
+    for loop in group.rings:
         pairs = list(zip(loop.order, loop.order[1:] + loop.order[:1], strict=True))
         for a, b in pairs[: n - 1] if op == "broadcast" else pairs:
             phase.add_flow(group.topology, a, b, share * loop.share)
-    phase.hops = _ring_hops(group, rings[0], steps)
+    phase.hops = _ring_hops(group, group.rings[0], steps)
     copy = LOCAL_COPY.get(op, 0.0)
     return Plan("ring", [phase], "nccl", NCCL_PROTOCOLS, copied=(n - 1 + copy) / (n - 1))
 
@@ -103,7 +108,7 @@ def _ring_hops(group: Group, loop: Ring, steps: int) -> list[Hop]:
 
 def tree(group: Group, op: str) -> Plan:
     """Chains inside the nodes, a double binary tree across them, reduction up and broadcast down at the same time."""
-    phase = Phase("ring")
+    phase = Phase("tree")
     both_ways = op == "all_reduce"
     for channel in range(group.channels):
         share = 1 / group.channels
@@ -146,7 +151,7 @@ def _across(group: Group, count: int) -> Hop:
     return group.slowest_hop(list(itertools.pairwise(firsts)), count)
 
 
-def in_switch(group: Group, switch: str, family: str, launch: str, protocols: tuple[str, ...]) -> Plan:
+def in_switch(group: Group, switch: str, family: str, launch: str) -> Plan:
     """The NVSwitch reduces what all ranks hold and sends the sum to all (NVLS in NCCL, multimem in custom kernels)."""
     phase = Phase(family)
     n = len(group)
@@ -155,12 +160,12 @@ def in_switch(group: Group, switch: str, family: str, launch: str, protocols: tu
         phase.add_flow(group.topology, gpu, switch, 1 + 1 / n)
         phase.add_flow(group.topology, switch, gpu, 1 + 1 / n)
     phase.hops = [group.slowest_hop([(group.gpus[0], gpu) for gpu in group.gpus[1:]], 2)]
-    return Plan(family, [phase], launch, protocols)
+    return Plan(family, [phase], launch, ("",))
 
 
 def hierarchical(group: Group, switch_inside: bool) -> Plan:
     """Reduce-scatter inside every node, all-reduce across the nodes by rail, all-gather inside (NCCL: NVLSTree)."""
-    across = Phase("ring")
+    across = Phase("tree")
     share = 1 / group.channels
     for rail in range(group.channels):
         for parent, child in _double_tree(len(group.nodes)):

@@ -9,12 +9,11 @@ number is fitted, taken from elsewhere, or borrowed from a relative.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from types import MappingProxyType
 
 MIB = 2.0**20
-KIB = 2.0**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +68,29 @@ _NET_SOURCE = (
 
 
 def _constants(
-    launch: tuple[float, float, float, float], rows: Mapping[str, tuple[float, ...]], source: str, error: float
+    launch: tuple[float, float, float, float],
+    rows: Mapping[str, tuple[float, ...]],
+    source: str,
+    error: float,
+    tree: float = 1.0,
 ) -> LinkConstants:
-    """Constants from times in microseconds."""
+    """Constants from times in microseconds; `tree` is what a tree reaches of a ring's bandwidth with large messages."""
     methods = {
         name: Method(row[0] * 1e-6, row[1] * 1e-6, row[2], *row[3:5], *(t * 1e-6 for t in row[5:]))
         for name, row in rows.items()
     }
+    for name, method in list(methods.items()):
+        family, _, protocol = name.partition("/")
+        if family == "ring":
+            share = tree if protocol == "Simple" else 1.0
+            methods[f"tree/{protocol}"] = replace(method, efficiency=method.efficiency * share)
     nccl, peer, custom, eager = (value * 1e-6 for value in launch)
     return LinkConstants(nccl, peer, custom, eager, MappingProxyType(methods), source, error)
 
 
+_TREE = 0.7
+"""Share of a ring's bandwidth that a tree reaches over NVLink, where a GPU reduces and broadcasts at once. Assumed, after NCCL's
+tuning.cc, whose model gives a tree less than a ring with large messages (0.46 of the bus against 0.53 on 16 GPUs)."""
 _FITTED = "fitted to the aiconfigurator tables of "
 # columns: start us, step us, efficiency, ramp bytes, efficiency of one connection, us a connection
 _NVLINK3 = {
@@ -126,7 +137,6 @@ _PCIE = {
     "peer/LL": (0.0, 1.0, 0.35, 0.0, 0.1, 0.3),
     "peer/Simple": (5.0, 1.0, 0.7, 0.1e6),
     "send/Simple": (5.0, 1.0, 0.8, 0.1e6),
-    "one_shot": (0.0, 1.0, 0.6),
 }
 _INFINIBAND = {
     "ring/LL": (0.0, 2.6, 0.25),
@@ -147,15 +157,19 @@ _A100_LAUNCH = (8.7, 10.3, 4.5, 44.0)
 
 CONSTANTS: Mapping[str, LinkConstants] = MappingProxyType(
     {
-        "nvlink2": _constants(_A100_LAUNCH, _NVLINK3, "borrowed from nvlink3", 0.5),
-        "nvlink3": _constants(_A100_LAUNCH, _NVLINK3, _FITTED + "the A100; send: Vidur's A100 rows", 0.13),
+        "nvlink2": _constants(_A100_LAUNCH, _NVLINK3, "borrowed from nvlink3", 0.5, _TREE),
+        "nvlink3": _constants(_A100_LAUNCH, _NVLINK3, _FITTED + "the A100; send: Vidur's A100 rows", 0.13, _TREE),
         "nvlink4": _constants(
-            (4.8, 5.5, 3.9, 20.5), _NVLINK4, _FITTED + "the H100 and the H200; send: Vidur's H100 rows", 0.13
+            (4.8, 5.5, 3.9, 20.5), _NVLINK4, _FITTED + "the H100 and the H200; send: Vidur's H100 rows", 0.13, _TREE
         ),
         "nvlink5": _constants(
-            (8.0, 8.2, 6.2, 20.5), _NVLINK5, _FITTED + "the B200; send: between those of nvlink3 and nvlink4", 0.13
+            (8.0, 8.2, 6.2, 20.5),
+            _NVLINK5,
+            _FITTED + "the B200; send: between those of nvlink3 and nvlink4",
+            0.13,
+            _TREE,
         ),
-        "infinity_fabric": _constants(_A100_LAUNCH, _NVLINK3, "borrowed from nvlink3", 0.5),
+        "infinity_fabric": _constants(_A100_LAUNCH, _NVLINK3, "borrowed from nvlink3", 0.5, _TREE),
         **{
             kind: _constants(_A100_LAUNCH, _PCIE, _PCIE_SOURCE, 0.5)
             for kind in ("pcie3", "pcie4", "pcie5", "pcie6", "c2c", "socket")
@@ -179,9 +193,10 @@ WIRES: Mapping[str, LinkConstants] = MappingProxyType(
 CUSTOM_LIMIT_BYTES: Mapping[str, Mapping[int, float]] = MappingProxyType(
     {
         "nvlink3": {2: 8 * MIB - 1, 4: 8 * MIB - 1, 6: 8 * MIB - 1, 8: 8 * MIB - 1},
+        "infinity_fabric": {2: 8 * MIB - 1, 4: 8 * MIB - 1, 6: 8 * MIB - 1, 8: 8 * MIB - 1},
         "nvlink4": {2: 64 * MIB, 4: 32 * MIB, 6: 64 * MIB, 8: 64 * MIB},
         "nvlink5": {2: 8 * MIB, 4: 32 * MIB, 6: 128 * MIB, 8: 128 * MIB},
     }
 )
 """Largest message of vLLM's custom and symmetric-memory all-reduce by the number of GPUs, as seen in the tables (above it
-they equal NCCL's); vLLM serves 2, 4, 6 and 8 GPUs of one node and leaves the rest to NCCL."""
+they equal NCCL's); infinity_fabric: vLLM's default. vLLM serves 2, 4, 6 and 8 GPUs of one node and leaves the rest to NCCL."""

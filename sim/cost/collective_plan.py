@@ -43,7 +43,7 @@ class Phase:
     """Steps of a collective during which the same flows load the same edges."""
 
     family: str
-    """Kernel family, which chooses the constants: ring, peer, nvls, sharp, one_shot, two_shot, multimem."""
+    """Kernel family, which chooses the constants: ring, tree, peer, send, nvls, sharp, one_shot, two_shot, multimem."""
     hops: list[Hop] = field(default_factory=list)
     loads: dict[str, dict[Edge, float]] = field(default_factory=dict)
     """Bytes on every directed edge over the size of the collective, by the kind of the paths they take."""
@@ -83,7 +83,7 @@ class Plan:
     copied: float = 1.0
     """Factor on the bandwidth part inside a node for the shard that a rank copies to itself."""
     limit_bytes: float = float("inf")
-    """Largest message the software sends this way."""
+    """Largest message the software sends this way by its own choice; 0 where it never does."""
 
     @property
     def steps(self) -> int:
@@ -134,7 +134,7 @@ class Price:
         terms = []
         for kind, edges in phase.loads.items():
             reach = _reach(methods[kind], phase.connections, plan.copied if kind in DIRECT_KINDS else 1.0)
-            ramp = math.sqrt(methods[kind].ramp_bytes / max(edges.values()))
+            ramp = math.sqrt(methods[kind].ramp_bytes / _sent(topology, edges))
             terms.append((edges, reach, ramp))
         rows: dict[tuple[float, float], None] = {}
         for edge in phase.shares():
@@ -142,6 +142,15 @@ class Price:
             seconds = [(edges.get(edge, 0.0) / (rate * reach), ramp) for edges, reach, ramp in terms]
             rows[sum(s for s, _ in seconds), sum(s * ramp for s, ramp in seconds)] = None
         return list(rows)
+
+
+def _sent(topology: Topology, edges: Mapping[Edge, float]) -> float:
+    """Most that a GPU sends over the size, on however many links."""
+    out: dict[str, float] = {}
+    for (a, _), share in edges.items():
+        if a in topology.node_of:
+            out[a] = out.get(a, 0.0) + share
+    return max(out.values())
 
 
 def _method(methods: Mapping[str, Method], family: str, protocol: str) -> Method:

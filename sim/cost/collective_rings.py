@@ -1,8 +1,11 @@
-"""Ring orders over a group: one a rail across nodes, edge-disjoint cycles where GPUs are wired point to point."""
+"""Ring orders over a group: one a rail across nodes, cycles over the links where GPUs are wired point to point."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS
@@ -24,7 +27,7 @@ def find_rings(topology: Topology, nodes: list[list[str]]) -> list[Ring]:
         members = nodes[0]
         wired = any(topology.graph.has_edge(members[0], other) for other in members[1:])
         if wired and 2 < len(members) <= _LARGEST_SEARCH:
-            cycles = _disjoint_cycles(topology, members)
+            cycles = _best_cycles(topology, members)
             if cycles:
                 return cycles
         return [Ring(members, 1.0)]
@@ -42,45 +45,39 @@ def _rail_order(nodes: list[list[str]], channel: int) -> list[str]:
     return order
 
 
-def _disjoint_cycles(topology: Topology, members: list[str]) -> list[Ring]:
-    """Hamiltonian cycles over direct links, the widest first, each taking its bandwidth away; [] if there is none."""
+def _best_cycles(topology: Topology, members: list[str]) -> list[Ring]:
+    """Hamiltonian cycles over direct links with the shares that bring most bandwidth in all; [] if there is none.
+
+    A linear programme over every cycle: maximise the sum of their rates while no link carries more than its bandwidth. Its
+    optimum grows with every bandwidth, so a faster link never makes a ring slower, as a greedy choice would.
+    """
+    from scipy.optimize import linprog
+
     edges = topology.graph.edges
-    left = {
-        (a, b): float(edges[a, b]["bandwidth_bytes_per_s"])
+    links = {
+        a: [b for b in members if topology.graph.has_edge(a, b) and edges[a, b]["kind"] in DIRECT_KINDS]
         for a in members
-        for b in members
-        if topology.graph.has_edge(a, b) and edges[a, b]["kind"] in DIRECT_KINDS
     }
-    found: list[tuple[list[str], float]] = []
-    while True:
-        order = _widest_cycle(members, left)
-        if not order:
-            break
-        hops = list(zip(order, order[1:] + order[:1], strict=True))
-        width = min(left[hop] for hop in hops)
-        for hop in hops:
-            left[hop] -= width
-        found.append((order, width))
-    total = sum(width for _, width in found)
-    return [Ring(order, width / total) for order, width in found]
+    cycles = list(_cycles([members[0]], links, set(members[1:])))
+    if not cycles:
+        return []
+    used = sorted({(a, b) for a, followers in links.items() for b in followers})
+    rates = np.array([edges[edge]["bandwidth_bytes_per_s"] for edge in used])
+    row = {edge: k for k, edge in enumerate(used)}
+    load = np.zeros((len(used), len(cycles)))
+    for column, order in enumerate(cycles):
+        load[[row[hop] for hop in zip(order, order[1:] + order[:1], strict=True)], column] = 1.0
+    widest = rates.max()
+    found = linprog(-np.ones(len(cycles)), A_ub=load, b_ub=rates / widest, method="highs")
+    total = found.x.sum()
+    return [Ring(order, share / total) for order, share in zip(cycles, found.x, strict=True) if share > 1e-9 * total]
 
 
-def _widest_cycle(members: list[str], left: dict[tuple[str, str], float]) -> list[str]:
-    """The Hamiltonian cycle whose narrowest link is widest, or [] if there is none."""
-    for width in sorted({rate for rate in left.values() if rate > 0}, reverse=True):
-        links = {a: [b for b in members if left.get((a, b), 0.0) >= width] for a in members}
-        order = _cycle([members[0]], links, set(members[1:]))
-        if order:
-            return order
-    return []
-
-
-def _cycle(order: list[str], links: dict[str, list[str]], missing: set[str]) -> list[str]:
+def _cycles(order: list[str], links: dict[str, list[str]], missing: set[str]) -> Iterator[list[str]]:
     if not missing:
-        return order if order[0] in links[order[-1]] else []
+        if order[0] in links[order[-1]]:
+            yield order
+        return
     for following in links[order[-1]]:
         if following in missing:
-            found = _cycle([*order, following], links, missing - {following})
-            if found:
-                return found
-    return []
+            yield from _cycles([*order, following], links, missing - {following})

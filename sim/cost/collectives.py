@@ -121,31 +121,43 @@ class Communicator:
         self.software = software
         self.kind = _fastest_kind(topology, gpus[0])
         self._constants = calibrated(constants, topology.calibration)
-        self._prices: dict[tuple[str, str | None], list[Price]] = {}
+        self._prices: dict[str, list[Price]] = {}
         self._memo: dict[tuple[str, float], CollectiveTime] = {}
 
-    def time(self, op: str, size_bytes: float, algorithm: str | None = None) -> CollectiveTime:
+    def time(
+        self, op: str, size_bytes: float, algorithm: str | None = None, protocol: str | None = None
+    ) -> CollectiveTime:
         """Time of one collective of `size_bytes` alone.
 
         Args:
             op: one of OPS. In send_recv the first half of the ranks sends to the second half, pair by pair.
             size_bytes: as nccl-tests counts it (see collective_algorithms).
-            algorithm: this one instead of the fastest.
+            algorithm, protocol: these instead of the fastest.
 
         Raises:
-            InputError: an unknown op, or an algorithm that this group cannot use.
+            InputError: an unknown op, or an algorithm or protocol that this group cannot use.
         """
-        if algorithm is None:
+        if algorithm is None and protocol is None:
             found = self._memo.get((op, size_bytes))
             if found is None:
-                found = self._memo[op, size_bytes] = self._time(op, size_bytes, None)
+                found = self._memo[op, size_bytes] = self._time(op, size_bytes, self._candidates(op))
             return found
-        return self._time(op, size_bytes, algorithm)
+        prices = self._candidates(op)
+        chosen = [
+            price
+            for price in prices
+            if (algorithm or price.plan.algorithm, protocol or price.protocol) == (price.plan.algorithm, price.protocol)
+        ]
+        if prices and not chosen:
+            names = sorted({f"{price.plan.algorithm} {price.protocol}".strip() for price in prices})
+            asked = " ".join(word for word in (algorithm, protocol) if word)
+            raise InputError("collectives", f"no '{asked}' for {op} here", f"allowed: {', '.join(names)}")
+        return self._time(op, size_bytes, chosen, limited=False)
 
     def times(self, op: str, sizes_bytes: Floats) -> CollectiveTimes:
         """Latency and bandwidth seconds of collectives of many sizes, as `time` gives them one by one."""
         sizes = np.asarray(sizes_bytes, dtype=np.float64)
-        prices = self._candidates(op, None)
+        prices = self._candidates(op)
         if not prices:
             return CollectiveTimes(np.zeros_like(sizes), np.zeros_like(sizes))
         _, latency, bandwidth = self._cheapest(op, prices, sizes)
@@ -153,14 +165,13 @@ class Communicator:
 
     def algorithms(self, op: str) -> list[str]:
         """The algorithms that this group and software can use for `op`."""
-        return sorted({price.plan.algorithm for price in self._candidates(op, None)})
+        return sorted({price.plan.algorithm for price in self._candidates(op)})
 
-    def _time(self, op: str, size_bytes: float, algorithm: str | None) -> CollectiveTime:
+    def _time(self, op: str, size_bytes: float, prices: list[Price], limited: bool = True) -> CollectiveTime:
         ranks = len(self.group)
-        prices = self._candidates(op, algorithm)
         if not prices or size_bytes == 0:
             return CollectiveTime(op, size_bytes, ranks, "none", "", 0, 0.0, 0.0, 0.0)
-        chosen, latency, bandwidth = self._cheapest(op, prices, np.array([size_bytes], dtype=np.float64))
+        chosen, latency, bandwidth = self._cheapest(op, prices, np.array([size_bytes], dtype=np.float64), limited)
         price = prices[int(chosen[0])]
         kinds = sorted({self.kind, *(kind for phase in price.plan.phases for kind in phase.loads)})
         return CollectiveTime(
@@ -179,13 +190,16 @@ class Communicator:
             _plan=price.plan,
         )
 
-    def _cheapest(self, op: str, prices: list[Price], sizes: Floats) -> tuple[NDArray[np.intp], Floats, Floats]:
+    def _cheapest(
+        self, op: str, prices: list[Price], sizes: Floats, limited: bool = True
+    ) -> tuple[NDArray[np.intp], Floats, Floats]:
         """(index of the fastest price, its launch and latency, its bandwidth seconds) for every size."""
         bandwidths = np.array([price.bandwidth_s(sizes) for price in prices])
         latencies = np.array([np.full_like(sizes, price.launch_s + price.latency_s) for price in prices])
         totals = bandwidths + latencies
         for row, price in enumerate(prices):
-            totals[row, sizes > price.plan.limit_bytes] = np.inf
+            if limited:
+                totals[row, sizes > price.plan.limit_bytes] = np.inf
         chosen = np.argmin(totals, axis=0)
         columns = np.arange(sizes.size)
         latency, bandwidth = latencies[chosen, columns], bandwidths[chosen, columns]
@@ -200,13 +214,13 @@ class Communicator:
         edges = self.topology.graph.out_edges(self.group.gpus[0], data=True)
         return float(sum(data["bandwidth_bytes_per_s"] for _, _, data in edges if data["kind"] == self.kind))
 
-    def _candidates(self, op: str, algorithm: str | None) -> list[Price]:
-        found = self._prices.get((op, algorithm))
+    def _candidates(self, op: str) -> list[Price]:
+        found = self._prices.get(op)
         if found is None:
-            found = self._prices[op, algorithm] = self._compile(op, algorithm)
+            found = self._prices[op] = self._compile(op)
         return found
 
-    def _compile(self, op: str, algorithm: str | None) -> list[Price]:
+    def _compile(self, op: str) -> list[Price]:
         if op not in OPS:
             raise InputError("collectives", f"unknown collective '{op}'", nearest(op, OPS))
         if op == "send_recv" and len(self.group) % 2:
@@ -215,16 +229,7 @@ class Communicator:
             )
         if len(self.group) == 1 or self.software == "ideal":
             return []
-        prices = [
-            price
-            for name, build in self._builders(op).items()
-            if algorithm is None or name == algorithm
-            for price in self._priced(build())
-        ]
-        if not prices:
-            allowed = ", ".join(sorted(self._builders(op)))
-            raise InputError("collectives", f"no algorithm '{algorithm}' for {op} here", f"allowed: {allowed}")
-        return prices
+        return [price for build in self._builders(op) for price in self._priced(build())]
 
     def _priced(self, plan: Plan | None) -> list[Price]:
         if plan is None:
@@ -239,59 +244,57 @@ class Communicator:
                 continue
         return prices
 
-    def _builders(self, op: str) -> dict[str, Callable[[], Plan | None]]:
+    def _builders(self, op: str) -> list[Callable[[], Plan | None]]:
         """The algorithms of NCCL for `op` and, where the software has them and they apply, the custom kernels."""
         group = self.group
         if op == "all_to_all":
-            share = 1 / len(group)
-            return {"direct": lambda: algorithms.exchange(group, share, 1, "peer", "peer", ("LL", "Simple"))}
+            return [lambda: algorithms.exchange(group, 1 / len(group), 1, "peer", "peer", ("LL", "Simple"))]
         if op == "send_recv":
-            return {"direct": lambda: algorithms.point_to_point(group)}
-        builders: dict[str, Callable[[], Plan | None]] = {"ring": lambda: algorithms.ring(group, op)}
+            return [lambda: algorithms.point_to_point(group)]
+        builders: list[Callable[[], Plan | None]] = [lambda: algorithms.ring(group, op)]
         if op in ("all_reduce", "broadcast") and len(group.nodes) > 1:
-            builders["tree"] = lambda: algorithms.tree(group, op)
+            builders.append(lambda: algorithms.tree(group, op))
         if op == "all_reduce":
-            builders |= self._reducing()
+            builders += self._reducing()
             if self.software != "nccl":
-                builders |= self._custom()
+                builders += self._custom()
         return builders
 
-    def _reducing(self) -> dict[str, Callable[[], Plan | None]]:
+    def _reducing(self) -> list[Callable[[], Plan | None]]:
         """All-reduce with the help of switches, and by hierarchy."""
         group = self.group
         switch = group.reducing_switch()
         if switch is not None:
             if len(group) < _NVLS_FROM_GPUS:
-                return {}
-            return {"nvls": lambda: algorithms.in_switch(group, switch, "nvls", "nccl", ("",))}
+                return []
+            return [lambda: algorithms.in_switch(group, switch, "nvls", "nccl")]
         if len(group.nodes) == 1 or len({len(members) for members in group.nodes}) > 1:
-            return {}
+            return []
         inside = all(Group(self.topology, members).reducing_switch() is not None for members in group.nodes)
-        return {
-            "hierarchical": lambda: algorithms.hierarchical(group, inside),
-            "sharp": lambda: algorithms.sharp(group, inside),
-        }
 
-    def _custom(self) -> dict[str, Callable[[], Plan | None]]:
+        def chosen(plan: Plan | None) -> Plan | None:
+            # NCCL goes by node and rail with NVLS only; elsewhere it is there for the asking
+            return plan if plan is None or inside else replace(plan, limit_bytes=0.0)
+
+        return [
+            lambda: chosen(algorithms.hierarchical(group, inside)),
+            lambda: chosen(algorithms.sharp(group, inside)),
+        ]
+
+    def _custom(self) -> list[Callable[[], Plan | None]]:
         """vLLM's own kernels: one node, peers that read each other's memory, a bounded message."""
-        group = self.group
-        limit = CUSTOM_LIMIT_BYTES.get(self.kind, {}).get(len(group), 0.0)
+        group, n = self.group, len(self.group)
+        limit = CUSTOM_LIMIT_BYTES.get(self.kind, {}).get(n, 0.0)
         if not limit or len({self.topology.node_of[gpu] for gpu in group.gpus}) > 1 or not group.direct():
-            return {}
-        n = len(group)
-
-        def bounded(plan: Plan) -> Plan:
-            return replace(plan, limit_bytes=limit)
-
-        builders: dict[str, Callable[[], Plan | None]] = {
-            "one_shot": lambda: bounded(algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",))),
-        }
-        if n > 2:
-            builders["two_shot"] = lambda: bounded(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))
+            return []
         switch = group.reducing_switch()
+        plans = [algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",))]
+        if n > 2:
+            plans.append(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))
         if switch is not None:
-            builders["multimem"] = lambda: bounded(algorithms.in_switch(group, switch, "multimem", "custom", ("",)))
-        return builders
+            plans.append(algorithms.in_switch(group, switch, "multimem", "custom"))
+        bounded = [replace(plan, limit_bytes=limit) for plan in plans]
+        return [lambda plan=plan: plan for plan in bounded]  # type: ignore[misc]
 
 
 def calibrated(

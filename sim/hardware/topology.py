@@ -21,8 +21,10 @@ Edge = tuple[str, str]
 
 # a GPU passes traffic on only where no switch does: relaying costs a kernel, here far more latency than any wire
 _RELAY_S = 1e-3
-# breaks ties of latency: fewer hops first, and every GPU its own NIC where several are as near
-_TIE_S = 1e-9
+# NCCL gives every GPU its own NIC and crosses a spine rather than load a neighbour's
+_OTHER_NIC_S = 1e-5
+# breaks ties of latency: fewer hops first
+_TIE_S = 1e-12
 
 
 @dataclass(slots=True)
@@ -127,8 +129,8 @@ class Topology:
         def weight(u: str, v: str, data: Mapping[str, Any]) -> float:
             relay = _RELAY_S if u != a and u in self.node_of else 0.0
             entered = self.graph.nodes[v]
-            detour = _TIE_S if entered["type"] == "nic" and v not in own and entered["node"] in ends else 0.0
-            return float(data["latency_s"]) + _TIE_S / 1e3 + relay + detour
+            detour = _OTHER_NIC_S if entered["type"] == "nic" and v not in own and entered["node"] in ends else 0.0
+            return float(data["latency_s"]) + _TIE_S + relay + detour
 
         try:
             _, hops = nx.bidirectional_dijkstra(self.graph, a, b, weight)
