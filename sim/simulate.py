@@ -134,7 +134,7 @@ class _Run:
     def result(self, outcome: Outcome, started_s: float) -> Result:
         """Columns, walls and self-checks of the finished run."""
         deployment, recorder = self.deployment, self.recorder
-        requests, steps = recorder.request_columns(), recorder.steps.to_columns()
+        requests, steps = recorder.request_columns(), recorder.step_columns()
         gaps = recorder.gaps.to_columns()
         walls = Walls(self.costs[0], requests, steps, recorder.chunks.to_columns(), gaps, deployment.preset)
         scenario = deployment.scenario

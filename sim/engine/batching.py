@@ -60,7 +60,7 @@ class VllmScheduler:
         """Decides the next iteration, takes its blocks and counts its tokens as computed."""
         self.iteration = iteration = self.iteration + 1
         decodes, pool = self.decodes, self.pool
-        if self._async:
+        if self._async and decodes.ends and decodes.ends[0][0] < iteration:
             self._ending = decodes.ended(iteration - 1)
         batch = Batch(iteration)
         lone = self._spares_lone and len(self.running) + len(self.waiting) <= 1
@@ -327,6 +327,8 @@ class VllmScheduler:
                 self._register_returned(finished)
         else:
             finished = self.decodes.ended(self.iteration)
+        if not finished:
+            return finished
         for seq in finished:
             if seq in self.running:
                 self.pool.release(seq)

@@ -62,7 +62,7 @@ class WindowSum:
 class DecodeSet:
     """Sequences in steady decode, as sums."""
 
-    __slots__ = ("_ends", "block_phase", "block_size", "count", "members", "offset_sum", "windows")
+    __slots__ = ("block_phase", "block_size", "count", "ends", "members", "offset_sum", "windows")
 
     def __init__(self, block_size: int, windows: tuple[int, ...] = (), track_members: bool = False) -> None:
         self.block_size = block_size
@@ -73,7 +73,8 @@ class DecodeSet:
         self.members: list[set[Sequence]] | None = [set() for _ in range(block_size)] if track_members else None
         """The same as sets, where the identity of blocks matters (prefix caching)."""
         self.windows = [WindowSum(window) for window in windows]
-        self._ends: list[tuple[int, int, Sequence]] = []
+        self.ends: list[tuple[int, int, Sequence]] = []
+        """Heap of (iteration of the last token, order, sequence); an entry of a sequence that left meanwhile is stale."""
 
     def add(self, seq: Sequence, iteration: int) -> None:
         """`seq` decodes from `iteration` on, where it will know `seq.known_tokens` tokens before sampling."""
@@ -89,7 +90,7 @@ class DecodeSet:
             self.members[phase].add(seq)
         for window in self.windows:
             window.add(seq, iteration)
-        heappush(self._ends, (last, seq.order, seq))
+        heappush(self.ends, (last, seq.order, seq))
 
     def remove(self, seq: Sequence, iteration: int) -> None:
         """Takes `seq` out before `iteration` and writes its length back."""
@@ -108,7 +109,7 @@ class DecodeSet:
         """Removes and returns, in running order, the sequences whose last token was sampled up to `iteration`."""
         for window in self.windows:
             window.advance(iteration + 1)
-        heap = self._ends
+        heap = self.ends
         if not heap or heap[0][0] > iteration:
             return ()
         done: list[Sequence] = []
@@ -124,7 +125,7 @@ class DecodeSet:
 
     def next_end(self) -> int:
         """The iteration that samples the next last token."""
-        heap = self._ends
+        heap = self.ends
         while True:
             last, order, seq = heap[0]
             if seq.last_iteration == last and seq.order == order and seq.state == DECODING:
@@ -156,6 +157,8 @@ class DecodeSet:
     def window_sums(self, iteration: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(sum of min(length, window), sequences still shorter) for each window in `iteration`."""
         windows, count = self.windows, self.count
+        for window in windows:
+            window.advance(iteration)
         return tuple([w.tokens(iteration, count) for w in windows]), tuple([w.below for w in windows])
 
     def clear(self) -> None:
@@ -165,7 +168,7 @@ class DecodeSet:
         if self.members is not None:
             self.members = [set() for _ in range(self.block_size)]
         self.windows = [WindowSum(window.window_tokens) for window in self.windows]
-        self._ends = []
+        self.ends = []
 
 
 def _order(seq: Sequence) -> int:

@@ -16,10 +16,11 @@ REQUEST_COLUMNS = (
     "generated_tokens", "cached_tokens", "preemptions", "status",
 )  # fmt: skip
 STEP_COLUMNS = (
-    "replica", "start_s", "iterations", "first_s", "growth_s", "prefill_tokens", "prefills", "decodes", "context_tokens",
-    "sampled", "itl_tokens", "running", "waiting", "used_blocks", "preempted",
+    "replica", "start_s", "iterations", "first_s", "growth_s", "decodes", "context_tokens", "sampled", "running", "waiting",
+    "used_blocks",
 )  # fmt: skip
 CHUNK_COLUMNS = ("step", "request", "start", "tokens")
+EVENT_COLUMNS = ("step", "count")
 GAP_COLUMNS = ("request", "start_s", "end_s")
 REAL_COLUMNS = frozenset(
     {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"}
@@ -65,6 +66,10 @@ class Recorder:
         self.chunks = Table(CHUNK_COLUMNS)
         self.gaps = Table(GAP_COLUMNS)
         """Between two tokens of a request that did not come from two iterations in a row."""
+        self.preempted = Table(EVENT_COLUMNS)
+        """Preemptions by the schedule of a step."""
+        self.late = Table(EVENT_COLUMNS)
+        """Decodes of a step that had skipped the iteration before it."""
         self.num_steps = 0
         self.preemptions = 0
 
@@ -80,3 +85,18 @@ class Recorder:
         columns = self.requests.to_columns()
         order = np.argsort(columns["id"], kind="stable")
         return {name: column[order] for name, column in columns.items()}
+
+    def step_columns(self) -> Columns:
+        """The steps, with what prompt chunks and rare events add to them."""
+        steps, chunks = self.steps.to_columns(), self.chunks.to_columns()
+        count = len(steps["start_s"])
+
+        def per_step(rows: Columns, weights: str | None = None) -> NDArray[np.int64]:
+            of_row = None if weights is None else rows[weights]
+            return np.bincount(rows["step"], of_row, count).astype(np.int64)
+
+        steps["prefill_tokens"] = per_step(chunks, "tokens")
+        steps["prefills"] = per_step(chunks)
+        steps["itl_tokens"] = steps["decodes"] - per_step(self.late.to_columns(), "count")
+        steps["preempted"] = per_step(self.preempted.to_columns(), "count")
+        return steps

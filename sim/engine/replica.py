@@ -78,6 +78,7 @@ class Replica:
         self._observer = observer
         self._async = scheduler.limits.async_scheduling
         self._due: Event | None = None
+        self._at_end = self._boundary
         self._at_boundary = False
         self._incoming: list[Sequence] = []
         """Asynchronous scheduling: arrivals that the next schedule() is too early to see."""
@@ -85,6 +86,7 @@ class Replica:
         self._first_s = self._growth_s = 0.0
         self._start_s = 0.0
         self._planned = 1
+        self._record_step = recorder.steps.append
         self._no_windows = (0, 0) * len(cost.windows)
         self._fruitless = 0
 
@@ -135,7 +137,7 @@ class Replica:
 
     def _wait(self, delay_s: float) -> None:
         """The next boundary is so far away; one waited for before is not awaited any more."""
-        self._due = Boundary(self.env, delay_s, self._boundary)
+        self._due = Boundary(self.env, delay_s, self._at_end)
 
     def _boundary(self, event: Event) -> None:
         if event is not self._due:
@@ -156,31 +158,30 @@ class Replica:
         while True:
             if self._async:
                 batch = scheduler.schedule()
-                finished = scheduler.update()
-                for seq in finished:
-                    self._over(seq, now_s)
-                progressed = bool(finished or self._incoming)
+                progressed = self._finish(now_s)
                 if self._incoming:
-                    for seq in self._incoming:
-                        scheduler.add(seq)
+                    progressed = True
+                    scheduler.waiting.extend(self._incoming)
                     self._incoming.clear()
             else:
-                for seq in scheduler.update():
-                    self._over(seq, now_s)
+                self._finish(now_s)
                 batch = scheduler.schedule()
                 progressed = False
-            if batch.admitted or batch.preempted or batch.starved or batch.out_of_memory:
+            if batch.admitted or not batch.steady or batch.out_of_memory:
                 self._note(batch, now_s)
             if batch.sampled or batch.chunks:
                 return batch
             if not ((progressed or batch.preempted) and scheduler.has_work):
                 return batch
 
-    def _over(self, seq: Sequence, now_s: float) -> None:
-        """All tokens of `seq` are there."""
-        self.outstanding -= 1
-        self._recorder.request(seq, self.index, now_s, FINISHED, self._exit_s)
-        self._on_finish(seq, now_s)
+    def _finish(self, now_s: float) -> bool:
+        """Requests whose last token is there are over; True if there are any."""
+        finished = self.scheduler.update()
+        for seq in finished:
+            self.outstanding -= 1
+            self._recorder.request(seq, self.index, now_s, FINISHED, self._exit_s)
+            self._on_finish(seq, now_s)
+        return bool(finished)
 
     def _note(self, batch: Batch, now_s: float) -> None:
         """Times that follow from admissions, preemptions and starvation; raises where memory ran out."""
@@ -233,25 +234,30 @@ class Replica:
 
     def _close_segment(self, batch: Batch, now_s: float) -> None:
         """The iterations of the segment are over: their tokens are there."""
-        planned, recorder, scheduler = self._planned, self._recorder, self.scheduler
-        pool = scheduler.pool
+        planned, recorder, scheduler, pool = self._planned, self._recorder, self.scheduler, self.scheduler.pool
         if self._observer is not None:
             self._observer(scheduler, batch, planned)
-        used_blocks = pool.usable_blocks - pool.free
+        windows = (*batch.window_tokens, *batch.window_growth) if batch.window_tokens else self._no_windows
+        self._record_step((
+            self.index, self._start_s, planned, self._first_s, self._growth_s, batch.decodes, batch.context_tokens,
+            batch.sampled, len(scheduler.running), len(scheduler.waiting), pool.usable_blocks - pool.free, *windows,
+        ))  # fmt: skip
         if planned > 1:
             scheduler.advance(planned - 1)
+        elif not batch.steady:
+            self._close_unsteady(batch, now_s)
         if batch.chunks:
             self._close_chunks(batch, now_s)
+        recorder.num_steps += 1
+        self._batch = None
+
+    def _close_unsteady(self, batch: Batch, now_s: float) -> None:
+        if batch.preempted:
+            self._recorder.preempted.append((self._recorder.num_steps, len(batch.preempted)))
+        if batch.late:
+            self._recorder.late.append((self._recorder.num_steps, len(batch.late)))
         for seq in batch.late:
             self._irregular(seq, now_s)
-        recorder.num_steps += 1
-        windows = (*batch.window_tokens, *batch.window_growth) if batch.window_tokens else self._no_windows
-        recorder.steps.append((
-            self.index, self._start_s, planned, self._first_s, self._growth_s, batch.chunk_tokens, len(batch.chunks),
-            batch.decodes, batch.context_tokens, batch.sampled, batch.decodes - len(batch.late), len(scheduler.running),
-            len(scheduler.waiting), used_blocks, len(batch.preempted), *windows,
-        ))  # fmt: skip
-        self._batch = None
 
     def _close_chunks(self, batch: Batch, now_s: float) -> None:
         recorder = self._recorder
