@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.cost.fits import ACTIVATION_BYTES, Constants, array, smooth_body
+from sim.cost.fits import ACTIVATION_BYTES, Constants, array, cycles_per_s, smooth_body, streaming_s
 from sim.cost.formats import kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
@@ -59,8 +59,8 @@ def prefill_attention(
 
     A score costs 4 x head_dim FLOPs on the tensor cores and one exponential on the special-function units, at `softmax` of
     16 a cycle and SM (CUDA programming guide, throughput of arithmetic instructions; FlashAttention-3, section 1); tiles
-    add `tile` rows and columns. Keys and values are gathered from their pages, and converted, at the
-    fraction `kv` of the HBM bandwidth, queries and outputs move at `memory` of it. The kernel ends with its longest row of
+    add `tile` rows and columns. Keys and values are gathered from their pages, and converted, at `kv`
+    bytes a cycle on every SM, queries and outputs move at `memory` of the HBM bandwidth. The kernel ends with its longest row of
     tiles, alone on its SM: `tail` of that row is paid on top.
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
@@ -68,9 +68,9 @@ def prefill_attention(
     score_s = _score_s(c, gpu, head_dim, kv_dtype) * _wide(c, head_dim)
     compute_s = sequences * heads * attended_pairs(new, context, window, c["tile"]) * score_s
     keys = new + (context if window is None else np.minimum(context, window))
-    queries_s = 2 * ACTIVATION_BYTES * new * heads * head_dim / c["memory"]
-    keys_s = 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim / c["kv"]
-    memory_s = sequences * (queries_s + keys_s) / gpu.hbm_bytes_per_s
+    queries_s = 2 * ACTIVATION_BYTES * new * heads * head_dim / (c["memory"] * gpu.hbm_bytes_per_s)
+    keys_s = 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim / (c["kv"] * cycles_per_s(gpu))
+    memory_s = sequences * (queries_s + keys_s)
     row = keys if window is None else np.minimum(keys, window)
     tail_s = c["tail"] * QUERY_TILE * row * score_s * gpu.sm_count
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
@@ -94,7 +94,7 @@ def decode_attention(
     """
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
     token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype) * _wide(c, head_dim)
-    memory_s = token_bytes / (c["memory"] * gpu.hbm_bytes_per_s) + 0 * sequences
+    memory_s = streaming_s(c, gpu, token_bytes) + 0 * sequences
     busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
     reach = np.where(heads == kv_heads, c["unsplit"], c["split"])
     memory_s = np.hypot(memory_s, token_bytes / (reach * busy * gpu.hbm_bytes_per_s))
@@ -143,8 +143,7 @@ def decode_mla(
     rank, rope = array(kv_lora_rank), array(rope_dim)
     token_bytes = (rank + rope) * kv_bytes(kv_dtype)
     busy = np.clip(sequences / gpu.sm_count, 1e-9, 1.0)
-    reach = c["split"] * busy
-    memory_s = np.hypot(token_bytes / (c["memory"] * gpu.hbm_bytes_per_s), token_bytes / (reach * gpu.hbm_bytes_per_s))
+    memory_s = np.hypot(streaming_s(c, gpu, token_bytes), token_bytes / (c["split"] * busy * gpu.hbm_bytes_per_s))
     compute_s = 2 * heads * (2 * rank + rope) / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["tile_s"] * sequences / gpu.sm_count

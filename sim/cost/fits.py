@@ -53,6 +53,15 @@ def arithmetic(gpu: Gpu, dtype: str) -> str:
     return own if own in gpu.flops_per_s else "bf16"
 
 
+def streaming_s(c: Constants, gpu: Gpu, size_bytes: Floats) -> Floats:
+    """Seconds to read `size_bytes` once: at `memory` of the HBM bandwidth, or, where the SMs must unpack what they read,
+    at `stream` bytes a cycle each, whichever is slower."""
+    hbm_s = size_bytes / (c["memory"] * gpu.hbm_bytes_per_s)
+    if "stream" not in c:
+        return hbm_s
+    return np.asarray((hbm_s**4 + (size_bytes / (c["stream"] * cycles_per_s(gpu))) ** 4) ** 0.25)
+
+
 def cycles_per_s(gpu: Gpu) -> float:
     """Cycles a second of all SMs together, at the boost clock."""
     return gpu.sm_count * gpu.boost_hz
@@ -121,7 +130,7 @@ def moe(
     hbm = gpu.hbm_bytes_per_s
     rows = routed + c["tile"] * touched
     compute_s = 6 * rows * hidden * intermediate / (c["compute"] * peak_flops_per_s(gpu, dtype))
-    weights_s = 3 * touched * hidden * intermediate * weight_bytes(dtype) / (c["memory"] * hbm)
+    weights_s = streaming_s(c, gpu, 3 * touched * hidden * intermediate * weight_bytes(dtype))
     moved = routed * (hidden * (activation + ACTIVATION_BYTES) + intermediate * (3 * ACTIVATION_BYTES + activation))
     memory, compute = smooth_body(compute_s, weights_s + moved / (c["activation"] * hbm), c["overlap"])
     combine_s = ACTIVATION_BYTES * hidden * (array(pairs) + tokens) / (c["combine"] * cycles_per_s(gpu))

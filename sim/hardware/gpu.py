@@ -182,11 +182,24 @@ def _kernel_fits(file: _GpuFile) -> KernelFits:
     merged: dict[str, dict[str, KernelFit]] = {}
     relatives = [_read(key) for key in reversed(file.fitted_on) if key != file.name]
     for source in [*relatives, file]:
+        slower = _boost_hz(source) / _boost_hz(file)
         for kind, by_dtype in source.kernels.items():
             for dtype, fit in by_dtype.items():
                 inherited = merged.get(kind, {}).get(dtype)
-                merged.setdefault(kind, {})[dtype] = _fit(fit, source.name, inherited, f"{kind}.{dtype}")
+                own = _fit(fit, source.name, inherited, f"{kind}.{dtype}")
+                merged.setdefault(kind, {})[dtype] = own if kind == "elementwise" else _in_cycles(own, slower)
     return merged
+
+
+def _boost_hz(file: _GpuFile) -> float:
+    return parse(file.boost_clock.value, "hz", f"gpus/{file.name}.yaml: boost_clock")
+
+
+def _in_cycles(fit: KernelFit, slower: float) -> KernelFit:
+    """The fit on a GPU whose clock is `slower` times slower: fixed costs are cycles (the A100's attention and GEMM ones are
+    1.4 times the H100's, as its clock is; an empty kernel takes 2.45 us on both)."""
+    constants = {name: value * slower if name.endswith("_s") else value for name, value in fit.constants.items()}
+    return KernelFit(constants, fit.fitted_on, fit.error)
 
 
 def _fit(fit: _FitFile, owner: str, inherited: KernelFit | None, where: str) -> KernelFit:

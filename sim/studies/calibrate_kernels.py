@@ -112,6 +112,7 @@ def fit(kind: KernelKind, gpu: Gpu, table: Table) -> Constants:
     from scipy.optimize import least_squares
 
     held = {name: gpu.kernels[kind.kind][dtype].constants[name] for name, dtype in kind.held.items()}
+    held |= {name: kind.start[name] for name in kind.unseen}
     free = [name for name in kind.start if name not in held]
     rows = _sample(kind.headline(table))
     subset = {name: column[rows] for name, column in table.items()}
@@ -137,6 +138,8 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "softmax": (0.05, 4.0),
     "quantise": (0.1, 100.0),
     "combine": (0.1, 100.0),
+    "kv": (0.1, 100.0),
+    "stream": (0.1, 100.0),
     "split": (0.1, 1e3),
     "unsplit": (0.1, 1e3),
     "tile": (1e-3, 1e3),
