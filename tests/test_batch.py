@@ -150,7 +150,7 @@ def test_the_exit_code_of_a_batch() -> None:
 def test_the_comparison_has_a_line_a_scenario_and_the_reasons_below() -> None:
     text = comparison([run_one(job()), run_one(job("tight"))])
     lines = text.splitlines()
-    assert lines[0].split()[:4] == ["scenario", "status", "GPUs", "req/s"]
-    assert lines[1].split()[:3] == ["good", "done", "2"]
-    assert lines[2].split() == ["tight", "infeasible", *["-"] * 10]
+    assert lines[0].split()[:4] == ["scenario", "status", "load", "GPUs"]
+    assert lines[1].split()[:3] == ["good", "done", "stable"]
+    assert lines[2].split() == ["tight", "infeasible", *["-"] * 11]
     assert lines[-1] == "tight: 75.85 GB of 72.28 GB usable"

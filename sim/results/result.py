@@ -15,8 +15,6 @@ from sim import units
 Columns = Mapping[str, NDArray[Any]]
 """A table: column name to array, all of one length (docs/architecture.md, "engine records")."""
 
-STATUSES = ("done", "asserted", "infeasible", "oom", "timed_out", "stuck", "failed")
-
 
 @dataclass
 class Result:
@@ -40,7 +38,7 @@ class Result:
     self_checks: list[dict[str, Any]]
     """{name, held, detail} of every law that the run was checked against."""
     status: str
-    """One of `STATUSES`."""
+    """done | asserted | infeasible | oom | timed_out | stuck | failed."""
     events: int
     preemptions: int
     simulated_seconds: float

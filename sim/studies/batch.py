@@ -52,7 +52,7 @@ class Row:
 
     name: str
     status: str
-    """A status of `sim.results.result`."""
+    """A key of `EXIT_CODES`."""
     exit_code: int
     reason: str
     """Why it is not done; empty if it is."""
@@ -163,6 +163,7 @@ def batch_exit_code(rows: Sequence[Row]) -> int:
 
 
 _COLUMNS = {
+    "load": ("load", "{}"),
     "GPUs": ("num_gpus", "{:,.0f}"),
     "req/s": ("request_throughput", "{:,.2f}"),
     "tok/s": ("output_throughput", "{:,.0f}"),
