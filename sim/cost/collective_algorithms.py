@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from sim.cost.collective_constants import LOCAL_COPY
-from sim.cost.collective_plan import Hop, Phase, Plan, path_kind
+from sim.cost.collective_plan import Hop, Phase, Plan
 from sim.cost.collective_rings import Ring, find_rings
 from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS, NETWORK_KINDS
@@ -46,8 +46,8 @@ class Group:
         return find_rings(self.topology, self.nodes)
 
     def hop(self, a: str, b: str, steps: int = 1) -> Hop:
-        path = self.topology.path(a, b)
-        return Hop(path_kind(self.topology, path), steps, self.topology.latency_s(a, b))
+        route = self.topology.route(a, b)
+        return Hop(route.kind, steps, route.latency_s)
 
     def slowest_hop(self, pairs: Sequence[tuple[str, str]], count: int) -> Hop:
         """`count` steps over the pair with the highest latency; a network before anything else."""

@@ -11,21 +11,9 @@ import numpy as np
 
 from sim.cost.collective_constants import LinkConstants, Method
 from sim.cost.kernels import Floats
-from sim.hardware.topology import Edge, Topology
-from sim.hardware.topology_language import DIRECT_KINDS, NETWORK_KINDS, PCIE_KINDS
-
-
-def path_kind(topology: Topology, path: tuple[Edge, ...]) -> str:
-    """The link kind that decides how software drives a path: a network before PCIe before NVLink, the slower of two alike."""
-    edges = topology.graph.edges
-
-    def order(kind: str, rate: float) -> tuple[int, float]:
-        for rank, kinds in enumerate((NETWORK_KINDS, PCIE_KINDS, DIRECT_KINDS)):
-            if kind in kinds:
-                return rank, rate
-        return 3, rate
-
-    return str(min((order(edges[e]["kind"], edges[e]["bandwidth_bytes_per_s"]), edges[e]["kind"]) for e in path)[1])
+from sim.hardware.routing import Edge
+from sim.hardware.topology import Topology
+from sim.hardware.topology_language import DIRECT_KINDS
 
 
 class Hop(NamedTuple):
@@ -49,6 +37,7 @@ class Phase:
     """Bytes on every directed edge over the size of the collective, by the kind of the paths they take."""
     connections: int = 1
     """Peers that a rank exchanges with at once."""
+    _rows: list[tuple[float, ...]] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -56,10 +45,20 @@ class Phase:
 
     def add_flow(self, topology: Topology, a: str, b: str, share: float) -> None:
         """Load the path from `a` to `b` with `share` of the size."""
-        path = topology.path(a, b)
-        edges = self.loads.setdefault(path_kind(topology, path), {})
-        for edge in path:
+        route = topology.route(a, b)
+        edges = self.loads.setdefault(route.kind, {})
+        for edge in route.edges:
             edges[edge] = edges.get(edge, 0.0) + share
+
+    def rows(self, topology: Topology) -> list[tuple[float, ...]]:
+        """Distinct loads of its edges: seconds a byte of the size at the full bandwidth, by path kind."""
+        if not self._rows:
+            found = set()
+            for edge in self.shares():
+                rate = topology.graph.adj[edge[0]][edge[1]]["bandwidth_bytes_per_s"]
+                found.add(tuple(edges.get(edge, 0.0) / rate for edges in self.loads.values()))
+            self._rows = sorted(found)
+        return self._rows
 
     def shares(self) -> dict[Edge, float]:
         """Bytes on every directed edge over the size of the collective."""
@@ -131,17 +130,18 @@ class Price:
     @staticmethod
     def _rows(topology: Topology, plan: Plan, phase: Phase, methods: Mapping[str, Method]) -> list[tuple[float, float]]:
         """Distinct loads of the edges of a phase, each (seconds a byte, seconds a root of a byte)."""
-        terms = []
+        factors = []
         for kind, edges in phase.loads.items():
             reach = _reach(methods[kind], phase.connections, plan.copied if kind in DIRECT_KINDS else 1.0)
-            ramp = math.sqrt(methods[kind].ramp_bytes / _sent(topology, edges))
-            terms.append((edges, reach, ramp))
-        rows: dict[tuple[float, float], None] = {}
-        for edge in phase.shares():
-            rate = topology.graph.edges[edge]["bandwidth_bytes_per_s"]
-            seconds = [(edges.get(edge, 0.0) / (rate * reach), ramp) for edges, reach, ramp in terms]
-            rows[sum(s for s, _ in seconds), sum(s * ramp for s, ramp in seconds)] = None
-        return list(rows)
+            ramp_bytes = methods[kind].ramp_bytes
+            factors.append((1 / reach, math.sqrt(ramp_bytes / _sent(topology, edges)) / reach if ramp_bytes else 0.0))
+        return [
+            (
+                sum(seconds * flat for seconds, (flat, _) in zip(row, factors, strict=True)),
+                sum(seconds * root for seconds, (_, root) in zip(row, factors, strict=True)),
+            )
+            for row in phase.rows(topology)
+        ]
 
 
 def _sent(topology: Topology, edges: Mapping[Edge, float]) -> float:

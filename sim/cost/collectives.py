@@ -21,7 +21,8 @@ from sim.cost.collective_constants import (
 from sim.cost.collective_plan import Plan, Price
 from sim.cost.kernels import Floats
 from sim.errors import InputError, nearest
-from sim.hardware.topology import Edge, Topology
+from sim.hardware.routing import Edge
+from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +11,9 @@ import networkx as nx
 import yaml
 
 from sim.errors import InputError, nearest
+from sim.hardware.routing import Edge, Route, Router
 from sim.hardware.topology_build import GraphBuilder
 from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec, TopologySpec, read_spec
-
-Edge = tuple[str, str]
-"""A directed edge of the graph, from and to."""
-
-# a GPU passes traffic on only where no switch does: relaying costs a kernel, here far more latency than any wire
-_RELAY_S = 1e-3
-# NCCL gives every GPU its own NIC and crosses a spine rather than load a neighbour's
-_OTHER_NIC_S = 1e-5
-# breaks ties of latency: fewer hops first
-_TIE_S = 1e-12
 
 
 @dataclass(slots=True)
@@ -43,30 +32,26 @@ class Topology:
     parameters: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, CalibrationSpec] = field(default_factory=dict)
     source: str = ""
-    _paths: dict[Edge, tuple[Edge, ...]] = field(default_factory=dict)
     _domains: dict[str, int] = field(default_factory=dict)
     _islands: dict[str, int] = field(default_factory=dict)
-    _nics: dict[str, list[str]] = field(default_factory=dict)
-    _node_sizes: Counter[str] = field(default_factory=Counter)
+    _router: Router | None = None
 
-    def path(self, a: str, b: str) -> tuple[Edge, ...]:
-        """The directed edges from `a` to `b` with the least latency; through another GPU only if nothing else leads there.
+    def route(self, a: str, b: str) -> Route:
+        """The way from `a` to `b` with the least latency: each GPU by its own NIC, through another GPU only if it must.
 
         Raises:
             InputError: `b` cannot be reached from `a`; names it.
         """
-        found = self._paths.get((a, b))
+        if self._router is None:
+            self._router = Router(self.graph, self.node_of)
+        found = self._router.route(a, b)
         if found is None:
-            found = self._paths[a, b] = self._search(a, b)
+            raise InputError(self.name, f"{b} cannot be reached from {a}", "no chain of links joins them")
         return found
 
-    def bandwidth_bytes_per_s(self, a: str, b: str) -> float:
-        """Bandwidth of the slowest edge on the path from `a` to `b`."""
-        return min(float(self.graph.edges[edge]["bandwidth_bytes_per_s"]) for edge in self.path(a, b))
-
-    def latency_s(self, a: str, b: str) -> float:
-        """Sum of the edge latencies on the path from `a` to `b`."""
-        return sum(float(self.graph.edges[edge]["latency_s"]) for edge in self.path(a, b))
+    def path(self, a: str, b: str) -> tuple[Edge, ...]:
+        """The directed edges of the route from `a` to `b`; errors as route."""
+        return self.route(a, b).edges
 
     def host_path(self, gpu: str) -> tuple[Edge, ...]:
         """The directed edges from `gpu` to the memory of its nearest socket (the way of a KV block swapped out).
@@ -106,37 +91,6 @@ class Topology:
         for name in names:
             if name not in self.node_of:
                 raise InputError(where, f"no GPU is called '{name}' in {self.name}", nearest(name, self.gpus))
-
-    def _own_nic(self, gpu: str) -> str | None:
-        """The NIC that stands beside `gpu` by number: eight GPUs with four NICs share them two by two."""
-        if not self._node_sizes:
-            self._node_sizes.update(self.node_of.values())
-            for name, data in self.graph.nodes(data=True):
-                if data["type"] == "nic":
-                    self._nics.setdefault(data["node"], []).append(name)
-        node = self.node_of[gpu]
-        nics = self._nics.get(node, [])
-        return nics[self.graph.nodes[gpu]["index"] * len(nics) // self._node_sizes[node]] if nics else None
-
-    def _search(self, a: str, b: str) -> tuple[Edge, ...]:
-        succ = self.graph.adj
-        if b in succ[a] and succ[a][b]["kind"] in DIRECT_KINDS:
-            return ((a, b),)
-
-        own = {self._own_nic(end) for end in (a, b) if end in self.node_of}
-        ends = {self.node_of.get(a), self.node_of.get(b)}
-
-        def weight(u: str, v: str, data: Mapping[str, Any]) -> float:
-            relay = _RELAY_S if u != a and u in self.node_of else 0.0
-            entered = self.graph.nodes[v]
-            detour = _OTHER_NIC_S if entered["type"] == "nic" and v not in own and entered["node"] in ends else 0.0
-            return float(data["latency_s"]) + _TIE_S + relay + detour
-
-        try:
-            _, hops = nx.bidirectional_dijkstra(self.graph, a, b, weight)
-        except (nx.NetworkXNoPath, nx.NodeNotFound):
-            raise InputError(self.name, f"{b} cannot be reached from {a}", "no chain of links joins them") from None
-        return tuple(itertools.pairwise(hops))
 
 
 def load_topology(name_or_path: str | Path, parameters: Mapping[str, Any], gpu: str | None = None) -> Topology:

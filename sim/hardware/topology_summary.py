@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import networkx as nx
 
 from sim import units
-from sim.hardware.topology import Edge, Topology
+from sim.hardware.routing import Edge
+from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS
 
 # beyond this many GPUs pairs are taken between a few nodes only, and the minimum cut is not searched for
@@ -103,11 +104,17 @@ def _pair_classes(topology: Topology) -> list[PairClass]:
     edges = topology.graph.edges
     for k, a in enumerate(gpus):
         for b in gpus[k + 1 :]:
-            path = topology.path(a, b)
-            slowest = min(path, key=lambda edge: edges[edge]["bandwidth_bytes_per_s"])
+            route = topology.route(a, b)
+            slowest = min(route.edges, key=lambda edge: edges[edge]["bandwidth_bytes_per_s"])
             relation = "inside a node" if topology.node_of[a] == topology.node_of[b] else "between nodes"
-            rate, latency = edges[slowest]["bandwidth_bytes_per_s"], round(topology.latency_s(a, b), 12)
-            found.setdefault((relation, edges[slowest]["kind"], rate, latency, len(path)), []).append((a, b))
+            key = (
+                relation,
+                edges[slowest]["kind"],
+                route.bandwidth_bytes_per_s,
+                round(route.latency_s, 12),
+                len(route.edges),
+            )
+            found.setdefault(key, []).append((a, b))
     classes = [PairClass(*key, pairs=len(pairs), example=pairs[0]) for key, pairs in found.items()]
     return sorted(classes, key=lambda c: (c.relation != "inside a node", -c.bandwidth_bytes_per_s))
 
