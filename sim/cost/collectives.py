@@ -23,7 +23,7 @@ from sim.cost.kernels import Floats
 from sim.errors import InputError, nearest
 from sim.hardware.routing import Edge
 from sim.hardware.topology import Topology
-from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec
+from sim.hardware.topology_language import DIRECT_KINDS, LINK_KINDS, PCIE_KINDS, CalibrationSpec
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
 SOFTWARE = ("custom", "nccl", "eager", "ideal")
@@ -326,9 +326,13 @@ def calibrated(
 
 
 def _fastest_kind(topology: Topology, gpu: str) -> str:
-    """Kind of the widest link of a GPU: it names the generation whose launch costs apply."""
+    """Kind of the best link of a GPU: it names the generation whose launch costs apply."""
     edges = [data for _, _, data in topology.graph.out_edges(gpu, data=True)]
     if not edges:
         raise InputError(topology.name, f"{gpu} cannot be reached: it has no link")
-    order = [*DIRECT_KINDS, *PCIE_KINDS]
-    return str(max(edges, key=lambda data: (data["kind"] in DIRECT_KINDS, -order.index(data["kind"])))["kind"])
+
+    # LINK_KINDS stands in the order direct, PCIe, network, and oldest first within each
+    def preference(kind: str) -> tuple[bool, bool, int]:
+        return kind in DIRECT_KINDS, kind in PCIE_KINDS, LINK_KINDS.index(kind)
+
+    return str(max((data["kind"] for data in edges), key=preference))

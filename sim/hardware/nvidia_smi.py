@@ -81,6 +81,8 @@ def _matrix(text: str) -> dict[str, dict[str, str]]:
                 _WHERE, f"row {cells[0]} cannot be read: {wrong or line!r}", "X, NV#, PIX, PXB, PHB, NODE, SYS"
             )
         matrix[cells[0]] = entries
+    if not matrix:
+        raise InputError(_WHERE, "holds a head line but no rows", "paste all it prints")
     return matrix
 
 

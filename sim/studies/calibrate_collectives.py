@@ -134,6 +134,9 @@ def calibrate(
         )
     simple = _simple(CONSTANTS[kind], op)
 
+    # of a single step only the sum of start and overhead shows: all of it is then the step's
+    most_start_us = 1e5 if probe.steps > 1 else 1e-6
+
     def predicted(values: Floats) -> Floats:
         spec = CalibrationSpec(
             start=f"{values[0]} us", step_overhead=f"{values[1]} us", efficiency=float(values[2]), source=source
@@ -145,11 +148,13 @@ def calibrate(
 
     fit = least_squares(
         lambda values: np.log(predicted(values) / times_s),
-        x0=[1.0, simple.step_s * 1e6, simple.efficiency * 0.9],
-        bounds=([0.0, 0.01, 1e-3], [1e5, 1e5, 1.0]),
+        x0=[min(1.0, most_start_us / 2), simple.step_s * 1e6, simple.efficiency * 0.9],
+        bounds=([0.0, 0.01, 1e-3], [most_start_us, 1e5, 1.0]),
         x_scale=[10.0, 10.0, 0.5],
         loss="soft_l1",
         f_scale=0.1,
+        xtol=1e-10,
+        ftol=1e-10,
         diff_step=1e-3,
     )
     start, step, efficiency = (float(value) for value in fit.x)

@@ -1,0 +1,394 @@
+"""Collectives: the theory's formulas on the wires alone, measured times with the software on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.cost.collective_constants import WIRES
+from sim.cost.collectives import OPS, CollectiveTime, Communicator
+from sim.errors import InputError
+from sim.hardware.topology import Topology, build_topology, load_topology
+from sim.studies.validate_collectives import grouped_errors, published_rows, table_rows
+
+MIB = 2**20
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not (DATA / "kernels").is_dir(), reason="measured tables are not here")
+CASES = settings(derandomize=True, deadline=None, max_examples=40)
+
+
+def star(rates: list[float], latency_us: float = 1.0) -> Topology:
+    """GPUs behind one switch that does not reduce, each by its own link of so many GB/s."""
+    links = [
+        {"from": f"g[{i}]", "to": "nvs", "kind": "nvlink4", "bandwidth": f"{rate} GB/s", "latency": f"{latency_us} us"}
+        for i, rate in enumerate(rates)
+    ]
+    components = {"g": {"type": "gpu", "count": len(rates)}, "nvs": {"type": "nvswitch"}}
+    return build(components, links)
+
+
+def build(components: dict[str, Any], links: list[dict[str, Any]]) -> Topology:
+    data = {
+        "name": "test", "description": "made up", "source": "made up", "gpu": "h100-sxm", "parameters": {"nodes": 1},
+        "node": {"components": components, "links": links},
+    }  # fmt: skip
+    return build_topology(data, {}, "test")
+
+
+def nccl(topology: Topology, gpus: list[str] | None = None) -> Communicator:
+    return Communicator(topology, gpus or topology.gpus, "nccl")
+
+
+def wires(topology: Topology, gpus: list[str] | None = None) -> Communicator:
+    return Communicator(topology, gpus or topology.gpus, "nccl", WIRES)
+
+
+# --- theory -----------------------------------------------------------------------------------------------------------
+
+
+@CASES
+@given(rates=st.lists(st.integers(1, 500), min_size=2, max_size=9), size_mib=st.integers(1, 512))
+def test_a_ring_moves_2_n_minus_1_over_n_over_the_slowest_edge_in_2_n_minus_1_steps(
+    rates: list[int], size_mib: int
+) -> None:
+    n, size = len(rates), size_mib * MIB
+    time = wires(star([float(rate) for rate in rates])).time("all_reduce", size, "ring")
+    assert time.steps == 2 * (n - 1)
+    assert time.latency_s == pytest.approx(2 * (n - 1) * 2e-6)
+    copied = (n - 1 + 0.2) / (n - 1)  # the shard a rank copies to itself
+    assert time.bandwidth_s == pytest.approx(copied * 2 * (n - 1) / n * size / (min(rates) * 1e9))
+    assert time.launch_s == 0
+
+
+@pytest.mark.parametrize(
+    ("op", "out", "steps"), [("all_gather", 7 / 8, 7), ("reduce_scatter", 7 / 8, 7), ("broadcast", 1, 7)]
+)
+def test_the_other_rings(op: str, out: float, steps: int) -> None:
+    time = wires(star([100.0] * 8)).time(op, MIB, "ring")
+    assert time.steps == steps
+    assert max(time.edge_bytes.values()) == pytest.approx(out * MIB)
+
+
+def test_all_to_all_and_send_recv() -> None:
+    box = star([100.0] * 4)
+    exchange = wires(box).time("all_to_all", 4 * MIB)
+    assert exchange.steps == 1
+    assert set(exchange.edge_bytes.values()) == {3 * MIB}
+    send = wires(box, ["n0.g0", "n0.g3"]).time("send_recv", MIB)
+    assert send.edge_bytes == {("n0.g0", "n0.nvs"): MIB, ("n0.nvs", "n0.g3"): MIB}
+    assert send.time_s == pytest.approx(2e-6 + MIB / 100e9)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> tuple[Topology, Topology, Topology]:
+    """A random tree of switches with GPUs: as drawn, with one link doubled, with every link doubled."""
+    switches, gpus = draw(st.integers(1, 4)), draw(st.integers(2, 7))
+    ends = [(f"nvs[{k}]", f"nvs[{draw(st.integers(0, k - 1))}]") for k in range(1, switches)]
+    ends += [(f"g[{k}]", f"nvs[{draw(st.integers(0, switches - 1))}]") for k in range(gpus)]
+    rates = [draw(st.integers(1, 900)) for _ in ends]
+    kinds = [draw(st.sampled_from(["nvlink3", "nvlink4", "pcie5", "infiniband"])) for _ in ends]
+    one = draw(st.integers(0, len(ends) - 1))
+
+    def scaled(factors: list[int]) -> Topology:
+        links = [
+            {"from": a, "to": b, "kind": kind, "bandwidth": f"{rate * factor} GB/s", "latency": "1 us"}
+            for (a, b), rate, kind, factor in zip(ends, rates, kinds, factors, strict=True)
+        ]
+        return build({"g": {"type": "gpu", "count": gpus}, "nvs": {"type": "nvswitch", "count": switches}}, links)
+
+    count = len(ends)
+    return scaled([1] * count), scaled([2 if k == one else 1 for k in range(count)]), scaled([2] * count)
+
+
+def every_way(communicator: Communicator, op: str, size: float) -> list[CollectiveTime]:
+    return [communicator.time(op, size, price.plan.algorithm, price.protocol) for price in communicator._candidates(op)]
+
+
+@CASES
+@given(drawn=trees(), op=st.sampled_from(OPS[:5]), size=st.floats(1.0, 1e9))
+def test_doubling_all_bandwidths_halves_every_bandwidth_part_and_no_latency(
+    drawn: tuple[Topology, Topology, Topology], op: str, size: float
+) -> None:
+    plain, _, double = drawn
+    for before, after in zip(every_way(nccl(plain), op, size), every_way(nccl(double), op, size), strict=True):
+        assert after.bandwidth_s == pytest.approx(before.bandwidth_s / 2)
+        assert (after.launch_s, after.latency_s) == pytest.approx((before.launch_s, before.latency_s))
+
+
+@CASES
+@given(drawn=trees(), op=st.sampled_from(OPS[:5]), size=st.floats(1.0, 1e9))
+def test_doubling_one_bandwidth_never_slows_a_lone_collective(
+    drawn: tuple[Topology, Topology, Topology], op: str, size: float
+) -> None:
+    plain, faster, _ = drawn
+    assert nccl(faster).time(op, size).time_s <= nccl(plain).time(op, size).time_s * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["dgx-1-v100", "mi300x-platform"])
+def test_a_faster_link_of_a_mesh_never_slows_its_rings(name: str) -> None:
+    base = nccl(load_topology(name, {})).time("all_reduce", 64 * MIB).time_s
+    for other in ("n0.g1", "n0.g3"):
+        faster = load_topology(name, {"overrides": [{"link": ["n0.g0", other], "bandwidth_fraction": 2.0}]})
+        assert nccl(faster).time("all_reduce", 64 * MIB).time_s <= base * (1 + 1e-12)
+
+
+@CASES
+@given(drawn=trees(), op=st.sampled_from(OPS[:5]))
+def test_bytes_are_conserved_at_every_switch_and_every_gpu_gets_its_share(
+    drawn: tuple[Topology, Topology, Topology], op: str
+) -> None:
+    topology = drawn[0]
+    n = len(topology.gpus)
+    needed = {"all_reduce": 2 * (n - 1) / n, "broadcast": (n - 1) / n}.get(op, (n - 1) / n) * MIB
+    for time in every_way(nccl(topology), op, MIB):
+        into, out = _balance(time)
+        for name, kind in topology.graph.nodes(data="type"):
+            if kind == "gpu" and op != "broadcast":
+                assert into[name] >= needed * (1 - 1e-9) / (1 if time.algorithm == "ring" else 2)
+            if kind != "gpu":
+                assert into.get(name, 0.0) == pytest.approx(out.get(name, 0.0))
+
+
+def _balance(time: CollectiveTime) -> tuple[dict[str, float], dict[str, float]]:
+    into: dict[str, float] = {}
+    out: dict[str, float] = {}
+    for (a, b), amount in time.edge_bytes.items():
+        out[a] = out.get(a, 0.0) + amount
+        into[b] = into.get(b, 0.0) + amount
+    return into, out
+
+
+def test_pipelined_phases_cost_the_longest_and_a_quarter_of_the_rest() -> None:
+    pair = load_topology("dgx-h100", {"nodes": 2})
+    time = wires(pair).time("all_reduce", 64 * MIB, "hierarchical")
+    size = 64 * MIB
+    scatter = gather = size / 450e9
+    across = size / 8 / 50e9
+    assert time.bandwidth_s == pytest.approx(across + (scatter + gather) / 4)
+    assert time.steps == 1 + 2 + 1
+
+
+def test_a_switch_that_reduces_halves_the_bytes_of_a_ring() -> None:
+    box = load_topology("dgx-h100", {})
+    in_switch, ring = (wires(box).time("all_reduce", 8 * MIB, name) for name in ("nvls", "ring"))
+    assert max(in_switch.edge_bytes.values()) == pytest.approx((1 + 1 / 8) * 8 * MIB)
+    assert max(ring.edge_bytes.values()) == pytest.approx(2 * 7 / 8 * 8 * MIB)
+
+
+def test_point_to_point_machines_use_all_their_links() -> None:
+    mi300x = wires(load_topology("mi300x-platform", {})).time("all_reduce", 448 * 10**6, "ring")
+    assert mi300x.bandwidth_s == pytest.approx(7.2 / 7 * 2 * 7 / 8 * 448e6 / (7 * 64e9))
+    dgx1 = wires(load_topology("dgx-1-v100", {})).time("all_reduce", 150 * 10**6, "ring")
+    assert dgx1.bandwidth_s == pytest.approx(7.2 / 7 * 2 * 7 / 8 * 150e6 / (6 * 25e9))
+
+
+# --- fabrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_eight_gpus_behind_one_port_load_one_edge_and_rails_one_each() -> None:
+    cloud, rails = load_topology("cloud-h100-100gbe", {}), load_topology("dgx-h100", {"nodes": 2})
+    senders = [f"n0.g{i}" for i in range(8)] + [f"n1.g{i}" for i in range(8)]
+    shared = nccl(cloud, senders).time("send_recv", MIB).edge_bytes
+    assert shared["n0.nic", "tor"] == 8 * MIB
+    apart = nccl(rails, senders).time("send_recv", MIB).edge_bytes
+    assert {apart[f"n0.nic{i}", f"leaf{i}"] for i in range(8)} == {MIB}
+
+
+def test_one_rail_at_a_quarter_prices_the_whole_group_and_no_other() -> None:
+    slow = [{"link": ["n0.nic3", "leaf3"], "bandwidth_fraction": 0.25}]
+    healthy, degraded = (load_topology("dgx-h100", {"nodes": 2, "overrides": o}) for o in ([], slow))
+    for gpus, factor in ((["n0.g3", "n1.g3"], 4.0), (["n0.g2", "n1.g2"], 1.0)):
+        before, after = (nccl(t, gpus).time("send_recv", 64 * MIB) for t in (healthy, degraded))
+        assert after.bandwidth_s == pytest.approx(factor * before.bandwidth_s)
+        assert after.latency_s == before.latency_s
+    everyone = wires(degraded).time("all_reduce", 64 * MIB, "ring").bandwidth_s
+    assert everyone == pytest.approx(4 * wires(healthy).time("all_reduce", 64 * MIB, "ring").bandwidth_s)
+
+
+@pytest.mark.parametrize(("name", "nic_bytes_per_s"), [("dgx-a100", 25e9), ("dgx-h100", 50e9)])
+def test_on_rails_large_all_reduces_lie_near_the_bandwidth_bound(name: str, nic_bytes_per_s: float) -> None:
+    before = np.zeros(3)
+    sizes = np.array([64, 256, 1024]) * float(MIB)
+    for nodes in (2, 4, 8):
+        n = 8 * nodes
+        time = nccl(load_topology(name, {"nodes": nodes})).times("all_reduce", sizes)
+        total = time.latency_s + time.bandwidth_s
+        bound = 2 * (n - 1) / n * sizes / (8 * nic_bytes_per_s)
+        assert np.all((total >= bound) & (total <= 3 * bound))
+        assert np.all(np.diff(total) > 0)
+        assert np.all(total > before)
+        before = total
+
+
+def test_latency_does_not_move_with_bandwidth() -> None:
+    slow, fast = (load_topology("dgx-h100", {"nodes": 2, "nic_bandwidth": f"{rate} Gbit/s"}) for rate in (10, 800))
+    for op in OPS:
+        for before, after in zip(every_way(nccl(slow), op, MIB), every_way(nccl(fast), op, MIB), strict=True):
+            assert after.latency_s == before.latency_s
+            assert after.bandwidth_s <= before.bandwidth_s
+
+
+def test_sharp_is_there_where_the_leaf_reduces() -> None:
+    plain = load_topology("dgx-h100", {"nodes": 2})
+    assert "sharp" not in nccl(plain).algorithms("all_reduce")
+    for i in range(8):
+        plain.graph.nodes[f"leaf{i}"]["in_network_reduction"] = True
+    sharp = nccl(plain).time("all_reduce", 8 * MIB, "sharp")
+    assert sharp.edge_bytes["n0.nic0", "leaf0"] == sharp.edge_bytes["leaf0", "n0.nic0"] == MIB
+
+
+def test_one_mebibyte_over_two_hgx_h100_nodes() -> None:
+    """The number that tells simulators apart: alpha and beta apart, the algorithm, the error bar, the sources."""
+    time = nccl(load_topology("dgx-h100", {"nodes": 2})).time("all_reduce", MIB)
+    assert (time.algorithm, time.protocol, time.steps) == ("tree", "LL128", 16)
+    assert time.launch_s + time.latency_s == pytest.approx(35e-6, rel=0.1)
+    assert time.bandwidth_s == pytest.approx(11e-6, rel=0.1)
+    assert time.error == 0.25
+    assert "tuning.cc" in time.source
+    assert "H100" in time.source
+
+
+def test_sixteen_gb200_are_near_the_measured_48_to_50_us() -> None:
+    rack = load_topology("gb200-nvl72", {})
+    time = nccl(rack, rack.gpus[:16]).time("all_reduce", MIB)
+    assert time.algorithm == "ring"
+    assert time.time_s == pytest.approx(49e-6, rel=0.2)
+
+
+# --- software ---------------------------------------------------------------------------------------------------------
+
+
+def test_custom_kernels_apply_inside_a_node_and_fall_back_to_nccl() -> None:
+    pair = load_topology("dgx-h100", {"nodes": 2})
+    inside, across = (Communicator(pair, pair.gpus[:n], "custom") for n in (8, 16))
+    assert inside.time("all_reduce", 16 * 1024).algorithm == "one_shot"
+    assert inside.time("all_reduce", MIB).algorithm == "multimem"
+    assert inside.time("all_reduce", 512 * MIB).algorithm == "nvls"
+    assert across.time("all_reduce", MIB) == nccl(pair).time("all_reduce", MIB)
+    box = load_topology("pcie-box-l40s", {})
+    assert Communicator(box, box.gpus[:4], "custom").algorithms("all_reduce") == ["ring"]
+
+
+def test_the_order_of_software_paths() -> None:
+    box = load_topology("dgx-h100", {})
+    free, custom, plain, eager = (
+        Communicator(box, box.gpus[:2], software).time("all_reduce", MIB).time_s
+        for software in ("ideal", "custom", "nccl", "eager")
+    )
+    assert free == 0
+    assert custom < plain < eager
+    assert custom == pytest.approx(8.3e-6, rel=0.1)
+    assert eager == pytest.approx(20e-6, rel=0.1)
+
+
+def test_one_gpu_and_no_bytes_cost_nothing() -> None:
+    box = load_topology("dgx-h100", {})
+    assert Communicator(box, ["n0.g0"], "nccl").time("all_reduce", MIB).time_s == 0
+    assert nccl(box).time("all_reduce", 0).time_s == 0
+    assert nccl(box).times("all_reduce", np.array([0.0, 1.0])).latency_s[0] == 0
+
+
+def test_a_tabulation_equals_single_questions() -> None:
+    sizes = np.array([1.0, 4096.0, MIB, 300.5 * MIB])
+    pair = load_topology("dgx-h100", {"nodes": 2})
+    for software in ("custom", "nccl", "eager"):
+        for op in OPS:
+            communicator = Communicator(pair, pair.gpus[:8], software)
+            latency, bandwidth = communicator.times(op, sizes)
+            for k, size in enumerate(sizes):
+                one = communicator.time(op, float(size))
+                assert (one.launch_s + one.latency_s, one.bandwidth_s) == pytest.approx((latency[k], bandwidth[k]))
+
+
+def test_a_question_asked_again_is_looked_up() -> None:
+    communicator = nccl(load_topology("dgx-h100", {}))
+    assert communicator.time("all_reduce", MIB) is communicator.time("all_reduce", MIB)
+
+
+@CASES
+@given(low=st.floats(1.0, 1e9), factor=st.floats(1.0, 10.0), ranks=st.sampled_from([2, 3, 4, 8, 16]))
+def test_time_grows_with_size(low: float, factor: float, ranks: int) -> None:
+    cluster = load_topology("hgx-b200", {"nodes": 2})
+    for software in ("custom", "nccl", "eager"):
+        communicator = Communicator(cluster, cluster.gpus[:ranks], software)
+        for op in OPS[:5]:
+            small, large = communicator.time(op, low), communicator.time(op, low * factor)
+            assert large.time_s >= small.time_s * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "software", "op", "algorithm", "message"),
+    [
+        (["n0.g0", "n0.g9"], "nccl", "all_reduce", None, "no GPU is called 'n0.g9'"),
+        (["n0.g0", "n0.g0"], "nccl", "all_reduce", None, "none twice"),
+        (["n0.g0", "n0.g1"], "ncl", "all_reduce", None, "did you mean 'nccl'"),
+        (["n0.g0", "n0.g1"], "nccl", "allreduce", None, "did you mean 'all_reduce'"),
+        (["n0.g0", "n0.g1"], "nccl", "all_reduce", "tree", "no 'tree' for all_reduce here"),
+        (["n0.g0", "n0.g1", "n0.g2"], "nccl", "send_recv", None, "an even number"),
+    ],
+)
+def test_a_wrong_question_is_refused(
+    gpus: list[str], software: str, op: str, algorithm: str | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Communicator(load_topology("dgx-h100", {}), gpus, software).time(op, MIB, algorithm)
+
+
+def test_an_unreachable_gpu_is_named() -> None:
+    cuts = [{"link": ["n0.g3", other], "missing": True} for other in ("n0.nvs", "n0.sw1")]
+    box = load_topology("dgx-h100", {"overrides": cuts})
+    with pytest.raises(InputError, match=r"n0.g3 cannot be reached"):
+        Communicator(box, box.gpus[:4], "nccl")
+
+
+def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
+    time = nccl(load_topology("dgx-h100", {})).time("all_reduce", 512 * MIB)
+    assert time.bus_bandwidth_bytes_per_s == pytest.approx(2 * 7 / 8 * 512 * MIB / time.time_s)
+    assert time.edge_bytes_by_kind == {"nvlink4": pytest.approx(sum(time.edge_bytes.values()))}
+
+
+def test_four_thousand_gpus_take_a_group_at_once() -> None:
+    big = load_topology("rail-leaf-spine", {"nodes": 512})
+    far = [f"n{node}.g{i}" for node in (0, 500) for i in range(8)]
+    assert nccl(big, far).time("all_reduce", MIB).time_s > nccl(big, big.gpus[:16]).time("all_reduce", MIB).time_s
+
+
+# --- measurements -----------------------------------------------------------------------------------------------------
+
+
+@needs_data
+def test_measured_tables_inside_a_node_are_met() -> None:
+    rows = table_rows(DATA / "kernels")
+    assert len(rows) == 2568
+    goal = [row for row in rows if row.software != "eager"]
+    (whole,) = grouped_errors(goal, lambda row: "all")
+    assert whole.median_abs_error <= 0.05
+    assert whole.within_25_percent >= 0.97
+    for group in grouped_errors(goal):
+        assert group.median_abs_error <= 0.10, group
+        assert group.within_25_percent >= 0.90, group
+    for size in grouped_errors(goal, lambda row: f"{row.software} {int(np.log2(row.size_bytes) // 4)}"):
+        assert size.median_abs_error <= 0.10, size
+
+
+@needs_data
+def test_send_recv_between_h100_nodes_is_within_a_fifth() -> None:
+    rows = [r for r in published_rows(DATA / "measured.csv") if r.nodes == 2 and r.system.startswith("H100")]
+    assert len(rows) == 5
+    assert max(abs(row.error) for row in rows) <= 0.20
+    pair = load_topology("dgx-h100", {"nodes": 2})
+    for size, measured_s in ((575e3, 27e-6), (8.3e6, 243e-6)):  # field notes, Vidur
+        assert nccl(pair, ["n0.g0", "n1.g0"]).time("send_recv", size).time_s == pytest.approx(measured_s, rel=0.2)
+
+
+@needs_data
+def test_the_two_a100_nodes_are_a_fabric_of_their_own() -> None:
+    rows = [r for r in published_rows(DATA / "measured.csv") if r.system.endswith("calibrated")]
+    send = [abs(row.error) for row in rows if row.op == "send_recv"]
+    assert max(send) <= 0.1
+    assert sum(row.op == "all_reduce" for row in rows) == 21  # printed, not bounded
