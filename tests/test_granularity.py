@@ -189,7 +189,8 @@ def test_three_granularities_of_a_whole_run(case: str) -> None:
 
 @pytest.mark.parametrize("granularity", ["leap", "layer"])
 def test_a_token_under_way_when_the_clock_stops_does_not_count(granularity: str) -> None:
-    scenario = small(workload={"arrivals": {"kind": "burst"}, "num_requests": 1})
+    lengths = {"kind": "fixed", "input_tokens": 100, "output_tokens": 50}
+    scenario = small(workload={"arrivals": {"kind": "burst"}, "lengths": lengths, "num_requests": 1})
     steps = at(scenario, "step").steps
     limit = {"workload.time_limit": f"{float(steps['start_s'][20] + steps['first_s'][20] * (1 - 1e-6))!r} s"}
     assert at(scenario, "step", **limit).requests["generated_tokens"].tolist() == [20]
