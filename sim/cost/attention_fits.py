@@ -22,8 +22,8 @@ def attended_pairs(new: Floats, context: Floats, window: int | None, fill: float
     rows = new + fill
     if window is None:
         return rows * (context + (rows + 1) / 2)
-    # the first queries still see everything before them
-    short = np.clip(window + fill - context, 0, rows)
+    # the first queries still see everything before them; whole ones, so that no key more makes fewer pairs
+    short = np.floor(np.clip(window + fill - context, 0, rows))
     return short * (context + (short + 1) / 2) + (rows - short) * (window + fill)
 
 
@@ -88,16 +88,16 @@ def decode_attention(
 ) -> DecodeAttentionTime:
     """One query token a sequence, all query heads of a KV head together; affine in the contexts' sum.
 
-    Every (sequence, KV head) is a tile that costs `tile_s` on its SM. A kernel that does not split the keys of a KV head
-    over SMs (FlashAttention-2 without grouped queries) reads them no faster than one SM can: `unsplit` of its share of the
-    HBM bandwidth.
+    Every (sequence, KV head) is a tile that costs `tile_s` on its SM. Its keys are split over at most so many SMs that few
+    tiles cannot draw the whole HBM bandwidth: one draws `split` times an SM's share of it, or `unsplit` without grouped
+    queries (FlashAttention-2 does not split those).
     """
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
     token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype) * _wide(c, head_dim)
     memory_s = streaming_s(c, gpu, token_bytes) + 0 * sequences
     busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
     reach = np.where(heads == kv_heads, c["unsplit"], c["split"])
-    memory_s = np.hypot(memory_s, token_bytes / (reach * busy * gpu.hbm_bytes_per_s))
+    memory_s = np.cbrt(memory_s**3 + (token_bytes / (reach * busy * gpu.hbm_bytes_per_s)) ** 3)
     compute_s = 4 * heads * head_dim / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["tile_s"] * sequences * kv_heads / gpu.sm_count

@@ -16,8 +16,20 @@ from sim.hardware.gpu import Gpu
 
 # the back of an envelope: printed peaks, perfect overlap, no fixed cost
 _FRACTIONS = ("compute", "memory", "activation")
-_NOTHING = ("launch_s", "depth_s", "quantise_launch_s", "expert_s", "tile_s", "tile", "tail", "wide", "serial", "depth_power")
-_FREE = ("overlap", "softmax", "split", "unsplit", "quantise", "combine", "kv")
+_NOTHING = (
+    "launch_s",
+    "depth_s",
+    "quantise_row_s",
+    "expert_s",
+    "tile_s",
+    "tile",
+    "tail",
+    "wide",
+    "serial",
+    "whole",
+    "depth_power",
+)
+_FREE = ("overlap", "softmax", "split", "unsplit", "combine", "kv", "quantise")
 IDEAL: Constants = dict.fromkeys(_FRACTIONS, 1.0) | dict.fromkeys(_NOTHING, 0.0) | dict.fromkeys(_FREE, float("inf"))
 
 _KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}

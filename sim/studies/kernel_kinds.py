@@ -193,10 +193,10 @@ def _mla_contexts(table: Table) -> NDArray[np.bool_]:
 
 _US = 1e-6
 _GEMM = {
-    "launch_s": 2 * _US, "depth_s": 2 * _US, "depth_power": 0.5, "compute": 0.8, "serial": 0.3, "memory": 0.85,
+    "launch_s": 2 * _US, "depth_s": 2 * _US, "depth_power": 0.5, "compute": 0.8, "serial": 0.3, "whole": 0.2, "memory": 0.85,
     "activation": 0.6, "overlap": 3.0,
 }  # fmt: skip
-_QUANTISE = {"quantise_launch_s": 1 * _US, "quantise": 4.0}
+_QUANTISE = {"quantise_row_s": 1 * _US, "quantise": 6.0}
 _PREFILL = {
     "launch_s": 10 * _US, "compute": 0.8, "softmax": 0.8, "tile": 100.0, "wide": 0.1, "kv": 3.0, "memory": 0.8,
     "overlap": 1.0, "tail": 0.5,
@@ -220,7 +220,7 @@ _MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4"}
 
 
 # what a measurement without CUDA graphs hides behind the host
-_BEHIND_HOST = ("launch_s", "depth_s", "depth_power", "serial", "quantise_launch_s", "quantise", "activation")
+_BEHIND_HOST = ("launch_s", "depth_s", "depth_power", "serial", "whole", "quantise_row_s", "quantise", "activation")
 # A quantised operand is unpacked by the SMs; HBM streams no faster or slower for it than in bf16.
 _STREAM, _LIKE_BF16 = {"stream": 10.0}, {"memory": "bf16"}
 

@@ -1,0 +1,131 @@
+"""The GPU catalogue: names people use, numbers with sources, and where fitted constants come from."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from sim.errors import InputError
+from sim.hardware import gpu as gpu_module
+from sim.hardware.gpu import gpu_names, load_gpu
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_every_gpu_is_complete_and_sourced(name: str) -> None:
+    gpu = load_gpu(name)
+    assert gpu.name == name
+    # HIP shows GiB where the data sheet prints GB, hence 8 % above at most
+    assert 0.9 * gpu.memory_bytes < gpu.visible_memory_bytes < 1.08 * gpu.memory_bytes
+    assert gpu.hbm_bytes_per_s > 2e11
+    assert all(rate > 5e13 for rate in gpu.flops_per_s.values())
+    assert {"memory", "visible_memory", "hbm_bandwidth", "sm_count", "l2", "power", "flops.bf16"} <= set(gpu.sources)
+    assert all(len(source) > 5 for source in gpu.sources.values())
+    assert {"gemm", "prefill_attention", "decode_attention", "moe", "elementwise"} <= set(gpu.kernels)
+
+
+def test_the_h100_is_the_h100() -> None:
+    gpu = load_gpu("h100-sxm")
+    assert gpu.memory_bytes == 80e9
+    assert gpu.visible_memory_bytes == pytest.approx(79.2 * 2**30)
+    assert gpu.hbm_bytes_per_s == 3.35e12
+    assert gpu.flops_per_s == pytest.approx({"bf16": 989.4e12, "fp8": 1978.9e12, "int8": 1978.9e12})
+    assert (gpu.sm_count, gpu.sm_version, gpu.power_w) == (132, 90, 700.0)
+    assert gpu.link_bytes_per_s == 450e9
+    assert gpu.fitted_on == "h100-sxm"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("H100-SXM-80GB", "h100-sxm"),
+        ("H100-SXM-80GB (DGX)", "h100-sxm"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("h100_sxm", "h100-sxm"),
+        ("H200-SXM-141GB", "h200-sxm"),
+        ("A100-80G", "a100-sxm-80gb"),
+        ("A100-SXM4-80GB", "a100-sxm-80gb"),
+        ("A100 (4x, NVLink3 fully connected)", "a100-sxm-80gb"),
+        ("A100-PCIe", "a100-pcie-80gb"),
+        ("GH200-120GB", "gh200-96gb"),
+        ("GH200-480GB", "gh200-96gb"),
+        ("GH200-SXM (900W, 141GB)", "gh200-144gb"),
+        ("H800 + CX7 IB 400Gb/s", "h800-sxm"),
+        ("B200", "b200-sxm"),
+        ("L40S", "l40s"),
+        ("AMD Instinct MI300X", "mi300x"),
+    ],
+)
+def test_names_people_write(written: str, name: str) -> None:
+    assert load_gpu(written).name == name
+
+
+def test_an_unknown_gpu_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match="got 'h10-sxm'.*\n.*did you mean 'h100-sxm'"):
+        load_gpu("h10-sxm")
+
+
+def test_every_gpu_of_the_published_measurements_is_known() -> None:
+    path = DATA / "measured.csv"
+    if not path.exists():
+        pytest.skip("no published measurements beside the repository")
+    unknown = set()
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                load_gpu(row["gpu"])
+            except InputError:
+                unknown.add(row["gpu"])
+    # a class of cards, clusters named by architecture, and a GPU that is not in the catalogue
+    assert {name for name in unknown if not name.startswith(("SM90", "SM100", "80GB class"))} <= {"B300-SXM"}
+
+
+def test_a_gpu_without_measurements_names_its_relatives() -> None:
+    ada, ampere, hopper = load_gpu("l40s"), load_gpu("a100-sxm-80gb"), load_gpu("h100-sxm")
+    assert ada.fitted_on == "a100-sxm-80gb"
+    assert ada.kernels["gemm"]["bf16"].fitted_on == "a100-sxm-80gb"
+    # the A100 has no fp8, so those constants come from the next relative
+    assert ada.kernels["gemm"]["fp8"].fitted_on == "h100-sxm"
+    inherited, own = ada.kernels["gemm"]["bf16"].constants, ampere.kernels["gemm"]["bf16"].constants
+    assert inherited["memory"] == own["memory"]
+    assert inherited["launch_s"] == pytest.approx(own["launch_s"] * ampere.boost_hz / ada.boost_hz)
+    assert ada.kernels["elementwise"]["bf16"].constants == ampere.kernels["elementwise"]["bf16"].constants
+    assert load_gpu("h20").kernels["gemm"]["bf16"].error == hopper.kernels["gemm"]["bf16"].error
+
+
+def test_one_measured_constant_overrides_an_inherited_fit() -> None:
+    amd, hopper = load_gpu("mi300x").kernels["gemm"]["bf16"], load_gpu("h100-sxm").kernels["gemm"]["bf16"]
+    assert amd.constants["compute"] == pytest.approx(668.4 / 1307.4, abs=1e-3)
+    assert amd.constants["memory"] == hopper.constants["memory"]
+    assert amd.fitted_on == "h100-sxm"
+    assert amd.error == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("memory: {value: 80, source: x}", "without a unit"),
+        ("memory: {value: 80 W, source: x}", "another kind"),
+        ("memory: {value: 80 GB}", "memory.source"),
+        ("memry: {value: 80 GB, source: x}", "memry"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_key(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (gpu_module.GPU_FOLDER / "h100-sxm.yaml").read_text(encoding="utf-8")
+    lines = [line if old.startswith("memory:") else old for old in text.splitlines()]
+    (tmp_path / "h100-sxm.yaml").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(gpu_module, "GPU_FOLDER", tmp_path)
+    caches = (gpu_module.load_gpu, gpu_module._read, gpu_module._aliases)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        with pytest.raises(InputError, match=message):
+            load_gpu("h100-sxm")
+    finally:
+        for cache in caches:
+            cache.cache_clear()

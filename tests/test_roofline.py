@@ -1,0 +1,202 @@
+"""The roofline backend: its limits, its laws, and what makes one kernel slower than another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.cost import attention_fits, fits
+from sim.cost.formats import KV_BYTES, WEIGHT_BYTES
+from sim.cost.kernels import KernelTime
+from sim.cost.roofline import Roofline
+from sim.errors import InputError
+from sim.hardware.gpu import gpu_names, load_gpu
+
+H100 = load_gpu("h100-sxm")
+GPUS = st.sampled_from(gpu_names())
+DTYPES = st.sampled_from(sorted(WEIGHT_BYTES))
+KV_DTYPES = st.sampled_from(sorted(KV_BYTES))
+SIDES = st.sampled_from([512, 1024, 4096, 5120, 8192, 28672])
+LAWS = settings(derandomize=True, max_examples=60, deadline=None)
+
+
+def rises(times: np.ndarray) -> bool:
+    """Never falls, but for rounding."""
+    return bool((np.diff(times) >= -1e-12 * times[:-1]).all())
+
+
+def test_the_ideal_gemm_is_the_larger_of_bytes_and_flops() -> None:
+    few, many = (Roofline(H100, ideal=True).gemm(m, 8192, 8192, "bf16") for m in (1.0, 8192.0))
+    moved = 2 * (8192 * 8192 + 8192 + 8192)
+    assert few.total_s == pytest.approx(moved / 3.35e12, rel=1e-12)
+    assert (few.fixed_s, few.compute_s) == (0, 0)
+    assert many.total_s == pytest.approx(2 * 8192**3 / 989.4e12, rel=1e-12)
+    assert many.memory_s == 0
+
+
+def test_ideal_attention_reads_the_cache_once() -> None:
+    time = Roofline(H100, ideal=True).decode_attention(64.0, 64, 8, 128, "bf16")
+    assert time.fixed_s == 0
+    assert time.memory_s_per_token == pytest.approx(2 * 8 * 128 * 2 / 3.35e12, rel=1e-12)
+    assert Roofline(H100, ideal=True).elementwise(3.35e9, 7).total_s == pytest.approx(1e-3, rel=1e-12)
+
+
+def test_the_body_is_a_p_norm_and_is_split_by_its_powers() -> None:
+    memory, compute = fits.smooth_body(np.array([3.0]), np.array([4.0]), 2.0)
+    assert memory + compute == pytest.approx(5.0)
+    assert memory == pytest.approx(5.0 * 16 / 25)
+    memory, compute = fits.smooth_body(np.array([0.0]), np.array([0.0]), 2.0)
+    assert memory + compute == 0
+
+
+@LAWS
+@given(gpu=GPUS, n=SIDES, k=SIDES, dtype=DTYPES)
+def test_a_gemm_rises_smoothly_with_its_tokens(gpu: str, n: int, k: int, dtype: str) -> None:
+    tokens = np.arange(1.0, 4097.0)
+    times = Roofline(load_gpu(gpu)).gemm(tokens, n, k, dtype).total_s
+    assert rises(times)
+    step = times[1:] / times[:-1]
+    # a token more costs a hundredth at most, but where it opens a new pair of 128-row tiles (64 and 128 rows before)
+    opens = (tokens[:-1] % 256 == 0) | np.isin(tokens[:-1], (64, 128))
+    assert step[~opens].max() < 1.03
+    assert step.max() < 2
+
+
+@LAWS
+@given(gpu=GPUS, n=SIDES, k=SIDES, dtype=DTYPES, m=st.floats(1, 16384))
+def test_no_gemm_beats_its_printed_limits(gpu: str, n: int, k: int, dtype: str, m: float) -> None:
+    fitted, ideal = (Roofline(load_gpu(gpu), ideal=kind).gemm(m, n, k, dtype) for kind in (False, True))
+    assert fitted.total_s > ideal.total_s
+    assert min(fitted.fixed_s, fitted.memory_s, fitted.compute_s) >= 0
+
+
+@LAWS
+@given(
+    gpu=GPUS, kv_dtype=KV_DTYPES, window=st.sampled_from([None, 128, 4096]), chunk=st.sampled_from([1, 16, 512, 8192])
+)
+def test_prefill_attention_rises_with_prompt_and_context(
+    gpu: str, kv_dtype: str, window: int | None, chunk: int
+) -> None:
+    backend, lengths = Roofline(load_gpu(gpu)), np.arange(1.0, 4097.0)
+    by_prompt = backend.prefill_attention(lengths, 1024.0, 32, 8, 128, kv_dtype, window).total_s
+    by_context = backend.prefill_attention(float(chunk), lengths, 32, 8, 128, kv_dtype, window).total_s
+    assert rises(by_prompt)
+    assert rises(by_context)
+    assert (by_prompt[1:] / by_prompt[:-1]).max() < 1.03
+
+
+@LAWS
+@given(gpu=GPUS, kv_dtype=KV_DTYPES, kv_heads=st.sampled_from([1, 2, 8, 32]), context=st.floats(1, 131072))
+def test_decode_attention_rises_with_sequences_and_contexts(
+    gpu: str, kv_dtype: str, kv_heads: int, context: float
+) -> None:
+    sequences = np.arange(1.0, 1025.0)
+    for time in (
+        Roofline(load_gpu(gpu)).decode_attention(sequences, 32, kv_heads, 128, kv_dtype),
+        Roofline(load_gpu(gpu)).decode_mla(sequences, 16, 512, 64, kv_dtype),
+    ):
+        slope = time.memory_s_per_token + time.compute_s_per_token
+        assert time.fixed_s.shape == slope.shape == sequences.shape
+        assert (slope > 0).all()
+        assert rises(time.fixed_s + sequences * context * slope)
+
+
+@LAWS
+@given(gpu=GPUS, dtype=DTYPES, expert_parallel=st.sampled_from([1, 4, 32]))
+def test_experts_rise_with_tokens(gpu: str, dtype: str, expert_parallel: int) -> None:
+    tokens = np.arange(1.0, 4097.0)
+    times = Roofline(load_gpu(gpu)).moe(tokens, 7168, 2048, 256, 256 // expert_parallel, 8, dtype).total_s
+    assert rises(times)
+
+
+@LAWS
+@given(gpu=GPUS, dtype=DTYPES)
+def test_arrays_and_numbers_agree(gpu: str, dtype: str) -> None:
+    backend = Roofline(load_gpu(gpu))
+    together = backend.gemm(np.array([1.0, 77.0]), 4096, 4096, dtype).total_s
+    assert together[1] == pytest.approx(backend.gemm(77.0, 4096, 4096, dtype).total_s, rel=1e-14)
+
+
+def test_weight_only_int4_saves_bytes_and_no_flops() -> None:
+    backend = Roofline(H100)
+    bf16, int4 = (backend.gemm(np.array([1.0, 16384.0]), 8192, 8192, dtype) for dtype in ("bf16", "int4_wo"))
+    assert int4.memory_s[0] / bf16.memory_s[0] == pytest.approx((0.5 + 2 / 128) / 2, rel=0.01)
+    assert int4.total_s[1] == pytest.approx(bf16.total_s[1], rel=0.01)
+
+
+def test_a_format_the_gpu_cannot_multiply_is_unpacked_to_bf16() -> None:
+    a100 = load_gpu("a100-sxm-80gb")
+    assert fits.arithmetic(a100, "fp8") == "bf16"
+    assert fits.arithmetic(H100, "fp8") == "fp8"
+    assert fits.arithmetic(H100, "nvfp4") == "bf16"
+    assert fits.arithmetic(load_gpu("b200-sxm"), "nvfp4") == "fp4"
+    bf16, fp8 = (Roofline(a100).gemm(8192.0, 8192, 8192, dtype).total_s for dtype in ("bf16", "fp8"))
+    assert fp8 == pytest.approx(bf16, rel=0.02)
+
+
+def test_fp8_pays_for_quantising_its_input() -> None:
+    backend = Roofline(H100)
+    fp8, bf16 = (backend.gemm(np.array([16.0, 8192.0]), 8192, 8192, dtype).total_s for dtype in ("fp8", "bf16"))
+    assert 0.5 < fp8[0] / bf16[0] < 0.8
+    # twice the FLOP/s, but lower reach of them, and 8192 x 8192 elements to read in bf16 and write in fp8
+    assert 0.6 < fp8[1] / bf16[1] < 0.85
+
+
+def test_an_engine_never_pays_for_a_host_that_measured_without_graphs() -> None:
+    fit = H100.kernels["gemm"]["fp8_block"].constants
+    assert fit["host_s"] > 50e-6
+    assert Roofline(H100).gemm(1.0, 2048, 7168, "fp8_block").total_s < 20e-6
+
+
+def test_a_window_costs_what_it_shows() -> None:
+    long, window = np.array([16384.0]), 1024
+    assert attention_fits.attended_pairs(long, np.array([0.0]), None) == 16384 * 16385 / 2
+    inside = attention_fits.attended_pairs(np.array([4.0]), np.array([0.0]), 3)
+    assert inside == 1 + 2 + 3 + 3
+    backend = Roofline(H100)
+    full, cut = (backend.prefill_attention(long, 0.0, 32, 8, 128, "bf16", kind).total_s[0] for kind in (None, window))
+    assert 4 < full / cut < 8
+
+
+def test_sequences_of_one_kernel_add_up() -> None:
+    backend = Roofline(H100)
+    one = backend.prefill_attention(1024.0, 0.0, 32, 8, 128, "bf16")
+    c = backend.constants("prefill_attention", "bf16")
+    four = attention_fits.prefill_attention(c, H100, 4.0, 1024.0, 0.0, 32, 8, 128, "bf16")
+    assert four.fixed_s == one.fixed_s
+    assert four.memory_s + four.compute_s == pytest.approx(4 * (one.memory_s + one.compute_s))
+
+
+def test_experts_touched_by_uniform_choice() -> None:
+    assert fits.experts_touched(1.0, 128, 128, 8) == pytest.approx(8)
+    assert fits.experts_touched(2.0, 128, 128, 8) == pytest.approx(128 * (1 - (120 / 128) ** 2))
+    assert fits.experts_touched(4096.0, 128, 16, 8) == pytest.approx(16)
+    assert fits.experts_touched(3.0, 8, 8, 8) == 8
+
+
+def test_known_kernels_on_the_h100() -> None:
+    backend = Roofline(H100)
+
+    def total(time: KernelTime) -> float:
+        return float(time.total_s)
+
+    # best bf16 matmul measured: 794.5 TFLOP/s, 2048 x 2048 x 13312 (stas00/ml-engineering)
+    assert 2 * 2048 * 2048 * 13312 / total(backend.gemm(2048.0, 2048, 13312, "bf16")) == pytest.approx(
+        794.5e12, rel=0.15
+    )
+    # FlashAttention-3 forward, causal, head_dim 128, 16k: about 610 TFLOP/s bf16 (FlashAttention-3, figure 5)
+    flops = 4 * 16 * 128 * 16384**2 / 2
+    assert flops / total(backend.prefill_attention(16384.0, 0.0, 16, 16, 128, "bf16")) == pytest.approx(
+        610e12, rel=0.15
+    )
+    # one token through a 33.6 MB matrix: 15 us (vLLM 0.24 table of aiconfigurator)
+    assert total(backend.gemm(1.0, 4096, 4096, "bf16")) == pytest.approx(15.05e-6, rel=0.1)
+
+
+def test_unknown_formats_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match="did you mean 'int8_wo'"):
+        Roofline(H100).gemm(1.0, 512, 512, "int8wo")
+    with pytest.raises(InputError, match=r"precision\.kv_cache"):
+        Roofline(H100).decode_attention(1.0, 8, 8, 128, "int4")
