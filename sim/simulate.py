@@ -6,16 +6,24 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sim.cost.pipeline import PipelineCost
+from sim.cost.step import StepCost
+from sim.engine.batch import SchedulerLimits
+from sim.engine.batching import VllmScheduler
 from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
 from sim.engine.deployment import Deployment
 from sim.engine.fluid import Fluid
+from sim.engine.kv_cache import BlockPool
+from sim.engine.lanes import lanes
+from sim.engine.pipeline import PipelineReplica
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
 from sim.engine.router import LeastOutstanding
-from sim.engine.versions import scheduler_for
-from sim.errors import DoesNotFit, InputError
+from sim.engine.versions import limits_for, pool_for
+from sim.errors import DoesNotFit
 from sim.results.checks import run_checks
+from sim.results.latency import Latency
 from sim.results.result import Result
 from sim.results.walls import Walls, shortest_iteration_s
 from sim.scenario import Scenario
@@ -67,15 +75,9 @@ class _Run:
         self, deployment: Deployment, workload: Workload, memory: MemoryLedger, progress: Progress | None
     ) -> None:
         scenario, preset = deployment.scenario, deployment.preset
-        if deployment.sharding.pipeline > 1:
-            raise InputError(
-                f"{scenario.where}: deployment.pipeline_parallel_size",
-                f"got {deployment.sharding.pipeline}; pipeline stages are in the memory ledger but not yet in the engine",
-                "use tensor_parallel_size",
-            )
         self.deployment, self.workload, self.memory = deployment, workload, memory
         self.env = CountingEnvironment()
-        self.costs = [deployment.stage_cost(0, 0)]
+        self.costs = [deployment.cost(replica) for replica in range(deployment.sharding.data)]
         self.recorder = Recorder(self.costs[0].windows)
         self.max_model_len = deployment.max_model_len(workload)
         self.cluster = Cluster(
@@ -89,9 +91,9 @@ class _Run:
             content=self._content(),
             progress=progress,
         )
-        fluid = Fluid(self.env)
-        for index in range(deployment.sharding.data):
-            self.cluster.replicas.append(self._replica(index, fluid))
+        fluid = Fluid(self.env) if scenario.granularity == "layer" else None
+        for index, cost in enumerate(self.costs):
+            self.cluster.replicas.append(self._replica(index, cost, fluid))
 
     def _content(self) -> Callable[[int], Content | None] | None:
         """What a prefix cache can see of each request; None where nothing is shared or nobody looks."""
@@ -100,35 +102,49 @@ class _Run:
             return None
         return lambda request: prompts.content(request, engine.block_size)
 
-    def _replica(self, index: int, fluid: Fluid) -> Replica:
+    def _replica(self, index: int, cost: StepCost | PipelineCost, fluid: Fluid | None) -> Replica | PipelineReplica:
+        exit_s, done = self.deployment.preset.exit_s, self.cluster.over
+        limits, pool = self._limits(), self._pool()
+        if isinstance(cost, PipelineCost):
+            schedulers = lanes(limits, pool, cost.windows, len(cost.stages))
+            return PipelineReplica(self.env, index, schedulers, cost, self.recorder, done, exit_s=exit_s, fluid=fluid)
+        return Replica(
+            self.env,
+            index,
+            VllmScheduler(limits, pool, cost.windows),
+            StagePricing(cost),
+            self.recorder,
+            done,
+            granularity=self.deployment.scenario.granularity,
+            exit_s=exit_s,
+            fluid=fluid,
+        )
+
+    def _limits(self) -> SchedulerLimits:
         engine, deployment = self.deployment.scenario.engine, self.deployment
         naive = engine.on_kv_full == "oom"
-        scheduler = scheduler_for(
+        return limits_for(
             version=engine.version,
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=engine.max_num_batched_tokens,
             max_model_len=self.max_model_len,
-            block_size=engine.block_size,
             num_gpu_blocks=self.memory.usable_blocks + 1,
             enable_chunked_prefill=engine.enable_chunked_prefill,
-            enable_prefix_caching=engine.enable_prefix_caching,
             long_prefill_token_threshold=engine.long_prefill_token_threshold,
             scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl and not naive,
             watermark=engine.watermark,
-            async_scheduling=deployment.async_scheduling,
+            # with stages, the batches in flight overlap host and GPU already, and vLLM schedules synchronously
+            async_scheduling=deployment.async_scheduling and deployment.sharding.pipeline == 1,
             preempts=not naive,
-            windows=self.costs[0].windows,
         )
-        return Replica(
-            self.env,
-            index,
-            scheduler,
-            StagePricing(self.costs[0]),
-            self.recorder,
-            self.cluster.over,
-            granularity=deployment.scenario.granularity,
-            exit_s=deployment.preset.exit_s,
-            fluid=fluid,
+
+    def _pool(self) -> BlockPool:
+        engine = self.deployment.scenario.engine
+        return pool_for(
+            version=engine.version,
+            num_gpu_blocks=self.memory.usable_blocks + 1,
+            block_size=engine.block_size,
+            enable_prefix_caching=engine.enable_prefix_caching,
         )
 
     def result(self, outcome: Outcome, started_s: float) -> Result:
@@ -136,7 +152,8 @@ class _Run:
         deployment, recorder = self.deployment, self.recorder
         requests, steps = recorder.request_columns(), recorder.step_columns()
         gaps = recorder.gaps.to_columns()
-        walls = Walls(self.costs[0], requests, steps, recorder.chunks.to_columns(), gaps, deployment.preset)
+        chunks, preset = recorder.chunks.to_columns(), deployment.preset
+        latency = Latency(Walls(self.costs, steps, chunks, preset), requests, steps, chunks, gaps, preset)
         scenario = deployment.scenario
         result = Result(
             scenario=scenario.to_dict(),
@@ -144,7 +161,7 @@ class _Run:
             steps=steps,
             irregular_gaps_s=gaps["end_s"] - gaps["start_s"],
             ledger=self.memory,
-            walls_ms_per_token=walls.ms_per_token(),
+            walls_ms_per_token=latency.ms_per_token(),
             self_checks=[],
             status=_status(outcome),
             events=outcome.events,
@@ -152,6 +169,7 @@ class _Run:
             simulated_seconds=outcome.end_s,
             wall_seconds=0.0,
             num_gpus=len(deployment.gpu_names),
+            exit_s=deployment.preset.exit_s,
             oom=self._oom(outcome),
             notes=[*deployment.notes, *([outcome.stuck] if outcome.stuck else [])],
             scenario_object=scenario,
@@ -161,10 +179,10 @@ class _Run:
             steps,
             result.irregular_gaps_s,
             result.end_s,
-            shortest_iteration_s(deployment, self.costs[0]),
+            shortest_iteration_s(deployment),
             self.workload.concurrency,
         )
-        result.self_checks.append(walls.check())
+        result.self_checks.append(latency.check())
         result.wall_seconds = time.perf_counter() - started_s
         return result
 

@@ -16,7 +16,7 @@ from typing import Any
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
 from sim.engine.sequence import DECODING, FINISHED, Sequence
-from sim.engine.versions import scheduler_for
+from sim.engine.versions import limits_for, pool_for
 from sim.workload.content import SegmentContent
 
 
@@ -40,20 +40,25 @@ def load(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def build(header: dict[str, Any]) -> VllmScheduler:
     """The scheduler that the header's config and version describe."""
     config = header["config"]
-    return scheduler_for(
+    pool = pool_for(
+        version=header["vllm"],
+        num_gpu_blocks=config["num_gpu_blocks"],
+        block_size=config["block_size"],
+        enable_prefix_caching=config["enable_prefix_caching"],
+    )
+    limits = limits_for(
         version=header["vllm"],
         max_num_seqs=config["max_num_seqs"],
         max_num_batched_tokens=config["max_num_batched_tokens"],
         max_model_len=config["max_model_len"],
-        block_size=config["block_size"],
         num_gpu_blocks=config["num_gpu_blocks"],
         enable_chunked_prefill=config["enable_chunked_prefill"],
-        enable_prefix_caching=config["enable_prefix_caching"],
         long_prefill_token_threshold=config["long_prefill_token_threshold"],
         scheduler_reserve_full_isl=config.get("scheduler_reserve_full_isl"),
         watermark=config.get("watermark", 0.0),
         async_scheduling=config.get("async_scheduling", False),
     )
+    return VllmScheduler(limits, pool)
 
 
 def sequences(header: dict[str, Any]) -> dict[int, Sequence]:

@@ -55,6 +55,7 @@ class StepCost:
         max_tokens: most tokens of an iteration.
         max_seqs: most sequences of an iteration.
         async_scheduling: host time overlaps GPU time.
+        windows: sliding windows of the whole model, sorted; None: those of this stage.
     """
 
     def __init__(
@@ -67,13 +68,14 @@ class StepCost:
         max_tokens: int,
         max_seqs: int,
         async_scheduling: bool,
+        windows: tuple[int, ...] | None = None,
     ) -> None:
         self.operators = operators
         self.backend = backend
         self.preset = preset
         self.async_scheduling = async_scheduling
         self._collectives = collectives
-        self.windows: tuple[int, ...] = tuple(sorted({w for a in operators.attentions if (w := reach(a)) is not None}))
+        self.windows = reaches([operators]) if windows is None else windows
         self.token_causes = self._token_causes(np.arange(max_tokens + 1))
         """Causes by number of tokens: all that does not depend on contexts, the head left out."""
         self.sampled_causes = self._sampled_causes(np.arange(max_seqs + 1))
@@ -84,7 +86,7 @@ class StepCost:
         slopes = {s.window_tokens: s.total_s.tolist() for s in self.decode_slopes}
         self.full_slope_s: list[float] = slopes.get(None, [0.0] * (max_seqs + 1))
         """Seconds a context token of layers that see all of it, by number of decoding sequences."""
-        self.window_slopes_s: list[list[float]] = [slopes[w] for w in self.windows]
+        self.window_slopes_s: list[list[float]] = [slopes.get(w, [0.0] * (max_seqs + 1)) for w in self.windows]
         self.host_s: list[float] = [preset.host_step_s + preset.host_request_s * n for n in range(max_seqs + 1)]
         """Host seconds of an iteration, by number of requests."""
         self._chunk_cache: dict[tuple[int, int], tuple[float, float]] = {}
@@ -107,7 +109,9 @@ class StepCost:
             if small.per == "token":
                 time = self.backend.elementwise(small.bytes_per_token * rows, small.kernels)
                 add_kernel(total, time, small.count, "activations")
-        self._add_collective(total, "all_reduce", self.operators.all_reduce_bytes_per_token * rows, self.operators.all_reduces)
+        self._add_collective(
+            total, "all_reduce", self.operators.all_reduce_bytes_per_token * rows, self.operators.all_reduces
+        )
         total[INDEX["engine_overhead"]] += self.operators.layers * self.preset.layer_s + self.preset.step_s
         return total
 
@@ -142,7 +146,9 @@ class StepCost:
         for attention in self.operators.attentions:
             time = self._decode(attention, rows)
             fixed += attention.count * attention.kernels * time.fixed_s
-            before = slopes.get(reach(attention), DecodeSlopes(reach(attention), np.zeros(len(rows)), np.zeros(len(rows))))
+            before = slopes.get(
+                reach(attention), DecodeSlopes(reach(attention), np.zeros(len(rows)), np.zeros(len(rows)))
+            )
             scores_s = self.backend.elementwise(attention.score_bytes_per_pair, 0).memory_s
             slopes[reach(attention)] = DecodeSlopes(
                 reach(attention),
@@ -212,3 +218,8 @@ class StepCost:
 def reach(attention: Attention) -> int | None:
     """Tokens that a query of this attention can see at most; None for all."""
     return attention.window if attention.window is not None else attention.chunk
+
+
+def reaches(stages: Items[StageOperators]) -> tuple[int, ...]:
+    """The distinct sliding windows (or attention chunks) of some stages, sorted."""
+    return tuple(sorted({w for stage in stages for a in stage.attentions if (w := reach(a)) is not None}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Items
+from itertools import count
 
 from sim.engine.batch import Batch, Chunk, SchedulerLimits
 from sim.engine.decode_set import DecodeSet
@@ -38,7 +39,7 @@ class VllmScheduler:
         """Their last token is sampled; blocks and places come free in update()."""
         self._starved: Items[Sequence] = ()
         """Decoding sequences that the last schedule() had no budget for."""
-        self._admissions = 0
+        self._admission_counter = count(1)
         self._last_decode_order = -1
         """No decoding sequence was admitted later than this (an upper bound)."""
         self._async = limits.async_scheduling
@@ -64,22 +65,22 @@ class VllmScheduler:
             self._ending = decodes.ended(iteration - 1)
         batch = Batch(iteration)
         lone = self._spares_lone and len(self.running) + len(self.waiting) <= 1
-        count, needed = decodes.count, decodes.block_phase[iteration % self._block_size]
-        budget = self._budget - count
+        needed = decodes.block_phase[iteration % self._block_size]
+        budget = self._budget - decodes.count
         if self._prefilling or budget < 0 or needed > pool.free:
             budget = self._schedule_together(batch, budget, needed, lone)
         else:
-            self._decode_all(batch, count, needed)
+            self._decode_all(batch, needed)
         if self.waiting and budget > 0 and not batch.preempted and batch.out_of_memory is None:  # P3
             self._admit(batch, budget, lone)
         if batch.chunks:
             self._settle_chunks(batch)
         return batch
 
-    def _decode_all(self, batch: Batch, count: int, needed: int) -> None:
-        """One token for every decoding sequence."""
-        batch.decodes = batch.sampled = count
-        batch.context_tokens = count * batch.iteration + self.decodes.offset_sum
+    def _decode_all(self, batch: Batch, needed: int) -> None:
+        """One token for every decoding sequence; they take `needed` blocks."""
+        batch.decodes = batch.sampled = decodes = self.decodes.count
+        batch.context_tokens = decodes * batch.iteration + self.decodes.offset_sum
         if self.decodes.windows:
             batch.window_tokens, batch.window_growth = self.decodes.window_sums(batch.iteration)
         if self.prefix_pool is None:
@@ -92,8 +93,8 @@ class VllmScheduler:
 
         Decodes first is the real order where every unfinished prefill was admitted after them, or the budget is enough for all.
         """
-        pool, count, prefilling = self.pool, self.decodes.count, self._prefilling
-        out_of_order = bool(count and prefilling and prefilling[0].order < self._last_decode_order)
+        pool, prefilling = self.pool, self._prefilling
+        out_of_order = bool(self.decodes.count and prefilling and prefilling[0].order < self._last_decode_order)
         planned: list[tuple[Sequence, int, int]] = []
         for seq in prefilling:
             wanted = self._chunk_tokens(seq, lone)
@@ -107,7 +108,7 @@ class VllmScheduler:
                 budget -= tokens
         if budget < 0 or needed > pool.free or (out_of_order and pool.caching):
             return self._schedule_one_by_one(batch, lone)
-        self._decode_all(batch, count, needed - sum(blocks for _, _, blocks in planned))
+        self._decode_all(batch, needed - sum(blocks for _, _, blocks in planned))
         for seq, tokens, blocks in planned:
             pool.take(seq, blocks)
             self._compute(batch, seq, seq.computed_tokens, tokens)
@@ -158,11 +159,12 @@ class VllmScheduler:
             if chunk.last:
                 seq = chunk.seq
                 seq.known_tokens += 1
+                seq.lane = self
                 decodes.add(seq, iteration)
                 if seq.order > self._last_decode_order:
                     self._last_decode_order = seq.order
         if self._prefilling:
-            self._prefilling = [seq for seq in self._prefilling if seq.state == PREFILLING]
+            self._prefilling[:] = [seq for seq in self._prefilling if seq.state == PREFILLING]
         for seq in batch.admitted:
             if seq.state == PREFILLING:
                 self._prefilling.append(seq)
@@ -180,7 +182,8 @@ class VllmScheduler:
                 break
             if seq not in self.running:  # preempted by one before it, and so are all behind it
                 break
-            tokens = 0 if seq.state == ENDING else min(self._chunk_tokens(seq, lone), budget)
+            elsewhere = seq.state == ENDING or (seq.state == DECODING and seq.lane is not self)
+            tokens = 0 if elsewhere else min(self._chunk_tokens(seq, lone), budget)
             if tokens <= 0:
                 continue
             blocks = -(-(seq.computed_tokens + tokens) // self.pool.block_size) - self.pool.held(seq)
@@ -242,7 +245,7 @@ class VllmScheduler:
     def _write_back(self, iteration: int) -> None:
         """Gives every decoding sequence its own length again."""
         for seq in self.running:
-            if seq.state == DECODING:
+            if seq.state == DECODING and seq.lane is self:
                 seq.known_tokens = iteration + seq.offset
                 seq.computed_tokens = seq.known_tokens - 1
         self.decodes.clear()
@@ -252,14 +255,14 @@ class VllmScheduler:
         served = set(batch.decoding or ())
         self._last_decode_order = -1
         for seq in self.running:
-            if seq.state == DECODING:
+            if seq.state == DECODING and seq.lane is self:
                 if seq in served:
                     seq.known_tokens += 1
                 else:
                     batch.starved = [*batch.starved, seq]
                 self.decodes.add(seq, batch.iteration + 1)
                 self._last_decode_order = seq.order
-        self._prefilling = [seq for seq in self.running if seq.state == PREFILLING]
+        self._prefilling[:] = [seq for seq in self.running if seq.state == PREFILLING]
         self._starved = batch.starved
 
     # --- waiting ---
@@ -306,8 +309,7 @@ class VllmScheduler:
         if self.prefix_pool is not None:
             self.prefix_pool.touch(seq, hits)
         self.pool.take(seq, -(-(start + tokens) // self._block_size) - len(hits))
-        self._admissions += 1
-        seq.order = self._admissions
+        seq.order = next(self._admission_counter)
         seq.state = PREFILLING
         seq.cached_tokens = start
         self.running[seq] = None

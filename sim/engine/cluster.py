@@ -11,7 +11,7 @@ from simpy.core import EmptySchedule
 from simpy.events import Event, Timeout
 
 from sim.engine.recorder import CUT, REJECTED, Recorder
-from sim.engine.replica import KvOutOfMemory, Replica
+from sim.engine.replica import KvOutOfMemory, ServingReplica
 from sim.engine.router import Router
 from sim.engine.sequence import Sequence
 from sim.errors import ClockStuck
@@ -61,7 +61,7 @@ class Cluster:
         self.workload = workload
         self.recorder = recorder
         self.router = router
-        self.replicas: list[Replica] = []
+        self.replicas: list[ServingReplica] = []
         self.finished = 0
         self._max_model_len = max_model_len
         self._entry_s = entry_s
@@ -70,7 +70,7 @@ class Cluster:
         self._content = content
         self._progress = progress
         self._sent = 0
-        self._in_flight: dict[Sequence, Replica] = {}
+        self._in_flight: dict[Sequence, ServingReplica] = {}
         self._next = self._requests()
         self._upcoming: tuple[float, int, int] | None = None
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 from sim.cost.collectives import Communicator
 from sim.cost.kernels import KernelBackend
+from sim.cost.measured import MeasuredKernels
+from sim.cost.pipeline import HandOver, PipelineCost
 from sim.cost.preset import PRESETS, EnginePreset
 from sim.cost.roofline import Roofline
-from sim.cost.step import StepCost
-from sim.errors import InputError
+from sim.cost.step import StepCost, reaches
 from sim.hardware.gpu import Gpu, load_gpu
 from sim.hardware.placement import Placement, place
 from sim.hardware.topology import Topology, load_topology
 from sim.model.balance import CONTEXT_OUTSIDE_BUDGET, NO_OVERHEAD, Accounting, MemoryLedger, MemoryOptions
 from sim.model.memory import ledger
-from sim.model.operators import Fusion, operators
+from sim.model.operators import Fusion, StageOperators, operators
 from sim.model.precision import Precision, resolve_precision
 from sim.model.sharding import Sharding
 from sim.model.transformer import Transformer, load_model
@@ -41,6 +42,7 @@ class Deployment:
     preset: EnginePreset
     notes: list[str] = field(default_factory=list)
     """What a reader must know about where the numbers come from."""
+    _costs: dict[tuple[object, ...], StepCost | PipelineCost] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scenario: Scenario) -> Deployment:
@@ -113,26 +115,58 @@ class Deployment:
     def backend(self, gpu: Gpu) -> KernelBackend:
         """Kernel durations on one kind of GPU, from the backend that the scenario names."""
         if self.scenario.costs == "measured":
-            raise InputError(
-                f"{self.scenario.where}: costs", "got measured, but no measured tables are installed", "use roofline"
-            )
+            return MeasuredKernels.find(gpu, self.preset.name, f"{self.scenario.where}: costs")
         return Roofline(gpu, ideal=self.preset.ideal)
 
-    def stage_cost(self, replica: int, stage: int) -> StepCost:
-        """Cost of the iterations of one pipeline stage of one replica: its slowest GPU sets the pace."""
-        engine, fusion = self.scenario.engine, self.scenario.fusion
-        ranks = self.placement[replica][stage]
+    def cost(self, replica: int) -> StepCost | PipelineCost:
+        """Cost of the iterations of a replica: of its one stage, or of all stages of its pipeline.
+
+        Replicas on equal GPUs with equal wires between them share one object.
+        """
+        signature = tuple(self._signature(ranks) for ranks in self.placement[replica])
+        found = self._costs.get(signature)
+        if found is None:
+            found = self._costs[signature] = self._cost(replica)
+        return found
+
+    def _signature(self, ranks: list[str]) -> tuple[object, ...]:
+        """What the cost of a stage on these GPUs depends on, whichever nodes they are in."""
+        topology, first = self.topology, ranks[0]
+        nodes = list(dict.fromkeys(topology.node_of[gpu] for gpu in ranks))
+        wires = [(r.bandwidth_bytes_per_s, r.latency_s) for r in (topology.route(first, gpu) for gpu in ranks[1:])]
+        places = [(nodes.index(topology.node_of[gpu]), topology.gpu_kind[gpu]) for gpu in ranks]
+        return (*places, *wires, *(topology.gpu_speed.get(gpu, 1.0) for gpu in ranks))
+
+    def _cost(self, replica: int) -> StepCost | PipelineCost:
+        fusion = Fusion(self.scenario.fusion.attention, self.scenario.fusion.elementwise)
+        count = self.sharding.pipeline
+        stages = [operators(self.model, self.precision, self.sharding, stage, fusion) for stage in range(count)]
+        costs = [self._stage_cost(self.placement[replica][i], stages[i], reaches(stages)) for i in range(count)]
+        if count == 1:
+            return costs[0]
+        return PipelineCost(costs, [self._hand_over(replica, stage, stages[stage]) for stage in range(count - 1)])
+
+    def _stage_cost(self, ranks: list[str], stage: StageOperators, windows: tuple[int, ...]) -> StepCost:
+        """Cost of one stage on these GPUs: the slowest sets the pace."""
+        engine = self.scenario.engine
         slowest = min((self.gpus[name] for name in ranks), key=lambda gpu: (gpu.hbm_bytes_per_s, gpu.name))
-        communicator = Communicator(self.topology, ranks, self.preset.software) if len(ranks) > 1 else None
         return StepCost(
-            operators(self.model, self.precision, self.sharding, stage, Fusion(fusion.attention, fusion.elementwise)),
+            stage,
             self.backend(slowest),
-            communicator,
+            Communicator(self.topology, ranks, self.preset.software) if len(ranks) > 1 else None,
             self.preset,
             max_tokens=engine.max_num_batched_tokens,
             max_seqs=engine.max_num_seqs,
-            async_scheduling=self.async_scheduling,
+            async_scheduling=self.async_scheduling and self.sharding.pipeline == 1,
+            windows=windows,
         )
+
+    def _hand_over(self, replica: int, stage: int, sender: StageOperators) -> HandOver:
+        ranks, receivers = self.placement[replica][stage], self.placement[replica][stage + 1]
+        software = self.preset.software
+        gather = Communicator(self.topology, receivers, software) if len(receivers) > 1 else None
+        pairs = Communicator(self.topology, [*ranks, *receivers], software)
+        return HandOver(pairs, gather, len(ranks), sender.stage_send_bytes_per_token)
 
     def _origins(self) -> list[str]:
         """Which numbers were not measured on the GPU itself."""

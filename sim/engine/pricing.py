@@ -13,7 +13,7 @@ FOR_EVER = 1 << 60
 
 
 class StagePricing:
-    """Prices the iterations of a replica that is one pipeline stage (`IterationCost`)."""
+    """Prices the iterations of one pipeline stage; for a replica of one stage, its `IterationCost`."""
 
     def __init__(self, cost: StepCost) -> None:
         self.cost = cost
@@ -27,7 +27,7 @@ class StagePricing:
         """Duration of the iteration of `batch`: GPU and host one after the other, or the longer of both (asynchronous)."""
         cost, decodes = self.cost, batch.decodes
         if batch.chunks:
-            gpu_s, growth_s = self._mixed_s(batch), 0.0
+            gpu_s, growth_s = self.gpu_s(batch), 0.0
             host_s = cost.host_s[decodes + len(batch.chunks)]
         else:
             slope_s = cost.full_slope_s[decodes]
@@ -49,11 +49,12 @@ class StagePricing:
         # the GPU overtakes the host in iteration ceil((host - gpu) / growth)
         return host_s, 0.0, max(ceil((host_s - gpu_s) / growth_s), 1)
 
-    def _mixed_s(self, batch: Batch) -> float:
-        """GPU seconds of an iteration with prompt chunks."""
+    def gpu_s(self, batch: Batch) -> float:
+        """GPU seconds of the iteration of `batch`."""
         cost, decodes = self.cost, batch.decodes
         total_s = cost.token_s[decodes + batch.chunk_tokens] + cost.sampled_s[batch.sampled]
-        total_s += cost.chunks_s([(chunk.start, chunk.tokens) for chunk in batch.chunks])
+        if batch.chunks:
+            total_s += cost.chunks_s([(chunk.start, chunk.tokens) for chunk in batch.chunks])
         if decodes:
             total_s += cost.decode_fixed_s[decodes] + cost.full_slope_s[decodes] * batch.context_tokens
             for slopes, tokens in zip(cost.window_slopes_s, batch.window_tokens, strict=True):
@@ -64,17 +65,17 @@ class StagePricing:
         """The iteration as a chain of kernel groups and collectives, layer by layer, and the host time beside it."""
         cost = self.cost
         host_s = cost.host_s[batch.decodes + len(batch.chunks)]
-        phases = list(self._kernels(batch))
+        phases = list(self.kernels(batch))
         if not cost.async_scheduling:
             phases.append(Phase("host", host_s))
             host_s = 0.0
         return phases, host_s
 
-    def _kernels(self, batch: Batch) -> Iterator[Phase]:
+    def kernels(self, batch: Batch) -> Iterator[Phase]:
         """Equal shares of the iteration's kernels and collectives for every layer, then the head."""
         cost, layers = self.cost, self.cost.operators.layers
         tokens = batch.decodes + batch.chunk_tokens
-        whole_s = self._mixed_s(batch)
+        whole_s = self.gpu_s(batch)
         head_s = float(cost.sampled_causes[:, batch.sampled].sum())
         reduces, latency_s, bandwidth_s = cost.all_reduces(tokens)
         kernels_s = whole_s - head_s - reduces * (latency_s + bandwidth_s)

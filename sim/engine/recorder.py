@@ -21,7 +21,7 @@ STEP_COLUMNS = (
 )  # fmt: skip
 CHUNK_COLUMNS = ("step", "request", "start", "tokens")
 EVENT_COLUMNS = ("step", "count")
-GAP_COLUMNS = ("request", "start_s", "end_s")
+GAP_COLUMNS = ("request", "replica", "start_s", "end_s")
 REAL_COLUMNS = frozenset(
     {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"}
 )

@@ -7,6 +7,7 @@ simply not the one it waits for any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import Protocol
 
 import simpy
 from simpy.events import Event
@@ -34,6 +35,20 @@ class KvOutOfMemory(Exception):  # noqa: N818 (an outcome of the run, not an err
         self.replica = replica
         self.seq = seq
         self.blocks_short = blocks_short
+
+
+class ServingReplica(Protocol):
+    """What router and cluster need of a replica."""
+
+    index: int
+    outstanding: int
+
+    @property
+    def scheduler(self) -> VllmScheduler: ...
+
+    def submit(self, seq: Sequence) -> None: ...
+
+    def write_back(self, seq: Sequence) -> None: ...
 
 
 class Boundary(Event):
@@ -126,12 +141,16 @@ class Replica:
 
     def write_back(self, seq: Sequence) -> None:
         """Gives `seq`, cut by the end of the run, the tokens it has by now."""
-        if seq.state == DECODING and self._batch is not None:
-            elapsed_s = self.env.now - self._start_s
-            done = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
-            if span_s(self._first_s, self._growth_s, done) > elapsed_s:
-                done -= 1
-            seq.known_tokens = min(self._batch.iteration + done + seq.offset, seq.limit_tokens)
+        if seq.state != DECODING:
+            return
+        if self._batch is None:  # the run ended in schedule(): the iteration it decided is not computed
+            seq.known_tokens = self.scheduler.iteration + seq.offset
+            return
+        elapsed_s = self.env.now - self._start_s
+        done = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
+        if span_s(self._first_s, self._growth_s, done) > elapsed_s:
+            done -= 1
+        seq.known_tokens = min(self._batch.iteration + done + seq.offset, seq.limit_tokens)
 
     # --- boundaries ---
 
@@ -271,5 +290,5 @@ class Replica:
                     self._irregular(seq, now_s)
 
     def _irregular(self, seq: Sequence, now_s: float) -> None:
-        self._recorder.gaps.append((seq.id, seq.gap_since_s, now_s))
+        self._recorder.gaps.append((seq.id, self.index, seq.gap_since_s, now_s))
         seq.gap_since_s = NEVER

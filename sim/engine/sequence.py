@@ -27,6 +27,7 @@ class Sequence:
         "id",
         "keyed_blocks",
         "known_tokens",
+        "lane",
         "last_iteration",
         "limit_tokens",
         "offset",
@@ -60,6 +61,8 @@ class Sequence:
         self.state = WAITING
         self.order = -1
         """Place in the running list: admissions are counted, a resumed sequence gets a new place."""
+        self.lane: object = None
+        """The scheduler whose decode set it is in: one of several where batches are pipelined."""
         self.offset = 0
         self.last_iteration = -1
         """The iteration that samples its last token, once it decodes."""

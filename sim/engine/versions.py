@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 
 from sim.engine.batch import SchedulerLimits
-from sim.engine.batching import VllmScheduler
 from sim.engine.kv_cache import BlockPool, PrefixPool
 from sim.errors import InputError
 
 LATEST = (0, 33)
+UNGATED = (0, 18)
+"""The last version without admission gate, and with the old order of the free list."""
 
 
 def parse_version(version: str | None, where: str = "engine.version") -> tuple[int, int]:
@@ -25,31 +26,28 @@ def parse_version(version: str | None, where: str = "engine.version") -> tuple[i
     return int(match[1]), int(match[2])
 
 
-def scheduler_for(
+def limits_for(
     *,
     version: str | None,
     max_num_seqs: int,
     max_num_batched_tokens: int,
     max_model_len: int,
-    block_size: int,
     num_gpu_blocks: int,
     enable_chunked_prefill: bool = True,
-    enable_prefix_caching: bool = False,
     long_prefill_token_threshold: int = 0,
     scheduler_reserve_full_isl: bool | None = None,
     watermark: float = 0.0,
     async_scheduling: bool = False,
     preempts: bool = True,
-    windows: tuple[int, ...] = (),
-) -> VllmScheduler:
-    """The scheduler of one vLLM version.
+) -> SchedulerLimits:
+    """The engine options as one vLLM version applies them.
 
-    `num_gpu_blocks` includes the null block, as vLLM counts it. The admission gate and the watermark came after 0.18; before,
-    all freed blocks went to the back of the free list. `scheduler_reserve_full_isl` None means the version's own habit.
+    `num_gpu_blocks` includes the null block, as vLLM counts it. The admission gate and the watermark came after 0.18;
+    `scheduler_reserve_full_isl` None means the version's own habit.
     """
     release = parse_version(version)
-    gated = release > (0, 18)
-    limits = SchedulerLimits(
+    gated = release > UNGATED
+    return SchedulerLimits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
@@ -62,8 +60,10 @@ def scheduler_for(
         oversized_prompts_stepped_over=release <= (0, 11),
         preempts=preempts,
     )
-    if enable_prefix_caching:
-        pool: BlockPool = PrefixPool(num_gpu_blocks - 1, block_size, keyed_to_back_only=not gated)
-    else:
-        pool = BlockPool(num_gpu_blocks - 1, block_size)
-    return VllmScheduler(limits, pool, windows)
+
+
+def pool_for(*, version: str | None, num_gpu_blocks: int, block_size: int, enable_prefix_caching: bool) -> BlockPool:
+    """The block pool of one vLLM version: up to 0.18 all freed blocks go to the back of the free list."""
+    if not enable_prefix_caching:
+        return BlockPool(num_gpu_blocks - 1, block_size)
+    return PrefixPool(num_gpu_blocks - 1, block_size, keyed_to_back_only=parse_version(version) <= UNGATED)
