@@ -182,9 +182,9 @@ def test_equal_names_get_folders_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2], ids=["alone", "batch"])
 def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path: Path, count: int) -> None:
     code = (
-        "import multiprocessing, signal, sim.simulate\n"
+        "import multiprocessing, signal, sys, sim.simulate\n"
         "multiprocessing.set_start_method('fork')\n"
-        "sim.simulate.simulate = lambda scenario, progress: (print('up', flush=True), signal.pause())\n"
+        "sys.modules['sim.simulate'].simulate = lambda scenario, progress: (print('up', flush=True), signal.pause())\n"
         "from sim.cli import main\n"
         "main()"
     )
