@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 from sim.cost.pipeline import PipelineCost
 from sim.cost.step import StepCost
 from sim.engine.batch import SchedulerLimits
-from sim.engine.batching import VllmScheduler
 from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
 from sim.engine.deployment import Deployment
 from sim.engine.fluid import Fluid
 from sim.engine.kv_cache import BlockPool
 from sim.engine.lanes import lanes
 from sim.engine.pipeline import PipelineReplica
+from sim.engine.policies import find_policy
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
 from sim.engine.router import LeastOutstanding
 from sim.engine.versions import limits_for, pool_for
-from sim.errors import DoesNotFit
+from sim.engine.wires import Amounts, Wires
+from sim.errors import DoesNotFit, InputError
 from sim.results.checks import run_checks
 from sim.results.latency import Latency
 from sim.results.result import Result
@@ -91,9 +92,11 @@ class _Run:
             content=self._content(),
             progress=progress,
         )
-        fluid = Fluid(self.env) if scenario.granularity == "layer" else None
+        self.wires = Wires(deployment)
+        fluid = Fluid(self.env)
         for index, cost in enumerate(self.costs):
-            self.cluster.replicas.append(self._replica(index, cost, fluid))
+            layered = scenario.granularity == "layer" or index in self.wires.sharing
+            self.cluster.replicas.append(self._replica(index, cost, fluid if layered else None))
 
     def _content(self) -> Callable[[int], Content | None] | None:
         """What a prefix cache can see of each request; None where nothing is shared or nobody looks."""
@@ -104,21 +107,31 @@ class _Run:
 
     def _replica(self, index: int, cost: StepCost | PipelineCost, fluid: Fluid | None) -> Replica | PipelineReplica:
         exit_s, done = self.deployment.preset.exit_s, self.cluster.over
-        limits, pool = self._limits(), self._pool()
+        limits, pool, scenario = self._limits(), self._pool(), self.deployment.scenario
+        engine = scenario.engine
         if isinstance(cost, PipelineCost):
+            _refuse_pipelined(scenario)
             schedulers = lanes(limits, pool, cost.windows, len(cost.stages))
-            return PipelineReplica(self.env, index, schedulers, cost, self.recorder, done, exit_s=exit_s, fluid=fluid)
+            stages = [StagePricing(stage, self._amounts(index, i, stage)) for i, stage in enumerate(cost.stages)]
+            return PipelineReplica(
+                self.env, index, schedulers, cost, stages, self.recorder, done, exit_s=exit_s, fluid=fluid
+            )
         return Replica(
             self.env,
             index,
-            VllmScheduler(limits, pool, cost.windows),
-            StagePricing(cost),
+            find_policy(engine.scheduler, f"{scenario.where}: engine.scheduler")(limits, pool, cost.windows),
+            StagePricing(cost, self._amounts(index, 0, cost)),
             self.recorder,
             done,
-            granularity=self.deployment.scenario.granularity,
+            leaps=scenario.granularity == "leap",
             exit_s=exit_s,
             fluid=fluid,
         )
+
+    def _amounts(self, replica: int, stage: int, cost: StepCost) -> Amounts | None:
+        if replica not in self.wires.sharing:
+            return None
+        return self.wires.amounts(replica, stage, cost.operators.all_reduce_bytes_per_token)
 
     def _limits(self) -> SchedulerLimits:
         engine, deployment = self.deployment.scenario.engine, self.deployment
@@ -153,7 +166,9 @@ class _Run:
         requests, steps = recorder.request_columns(), recorder.step_columns()
         gaps = recorder.gaps.to_columns()
         chunks, preset = recorder.chunks.to_columns(), deployment.preset
-        latency = Latency(Walls(self.costs, steps, chunks, preset), requests, steps, chunks, gaps, preset)
+        latency = Latency(
+            Walls(self.costs, steps, chunks, preset, self.wires.sharing), requests, steps, chunks, gaps, preset
+        )
         scenario = deployment.scenario
         result = Result(
             scenario=scenario.to_dict(),
@@ -203,6 +218,13 @@ class _Run:
             "needed_bytes": (failure.blocks_short + pool.free) * block_bytes,
             "free_bytes": pool.free * block_bytes,
         }
+
+
+def _refuse_pipelined(scenario: Scenario) -> None:
+    """Batches in flight side by side are scheduled by vLLM's rules only."""
+    if scenario.engine.scheduler not in ("vllm", "chunked"):
+        where = f"{scenario.where}: engine.scheduler"
+        raise InputError(where, f"got {scenario.engine.scheduler} with pipeline stages", "use vllm, or one stage")
 
 
 def _status(outcome: Outcome) -> str:

@@ -14,13 +14,14 @@ CAUSES = (
     "activations",
     "collective_latency",
     "collective_bandwidth",
+    "shared_links",
     "kernel_fixed",
     "pipeline_bubble",
     "engine_overhead",
 )
 """Weights, KV cache and activations stream through HBM; compute waits for the tensor cores; collectives for latency and
-bandwidth of the links; kernel_fixed is launches, tiles and waves; pipeline_bubble is
-a batch waiting for a stage that another batch occupies; engine_overhead is host time and gaps."""
+bandwidth of the links, and shared_links for others on the same wires; kernel_fixed is launches, tiles and waves;
+pipeline_bubble is a batch waiting for a stage that another batch occupies; engine_overhead is host time and gaps."""
 INDEX = {cause: i for i, cause in enumerate(CAUSES)}
 
 Causes = NDArray[np.float64]

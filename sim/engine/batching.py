@@ -175,13 +175,13 @@ class VllmScheduler:
         """Part 1 of the real schedule(): every running sequence in turn, preempting the latest where blocks lack."""
         iteration = batch.iteration
         self._write_back(iteration)
-        budget = self.limits.max_num_batched_tokens
+        budget = self._budget
         batch.decoding, batch.steady = [], False
         for seq in list(self.running):
             if budget <= 0:
                 break
-            if seq not in self.running:  # preempted by one before it, and so are all behind it
-                break
+            if seq not in self.running:  # preempted by one before it
+                continue
             elsewhere = seq.state == ENDING or (seq.state == DECODING and seq.lane is not self)
             tokens = 0 if elsewhere else min(self._chunk_tokens(seq, lone), budget)
             if tokens <= 0:
@@ -190,8 +190,8 @@ class VllmScheduler:
             if not self._make_room(batch, seq, blocks):
                 break
             self.pool.take(seq, blocks)
-            budget -= tokens
             self._serve(batch, seq, tokens)
+            budget = self._budget - batch.decodes - batch.chunk_tokens
         self._gather(batch)
         return budget
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,14 @@ from sim.scenario import Scenario
 
 if TYPE_CHECKING:
     from sim.workload.workload import Workload
+
+
+def slowed(gpu: Gpu, speed: float) -> Gpu:
+    """`gpu` at `speed` times its rates (a straggler has less than 1)."""
+    if speed == 1.0:
+        return gpu
+    flops_per_s = {kind: rate * speed for kind, rate in gpu.flops_per_s.items()}
+    return replace(gpu, hbm_bytes_per_s=gpu.hbm_bytes_per_s * speed, flops_per_s=flops_per_s)
 
 
 @dataclass
@@ -149,7 +157,9 @@ class Deployment:
     def _stage_cost(self, ranks: list[str], stage: StageOperators, windows: tuple[int, ...]) -> StepCost:
         """Cost of one stage on these GPUs: the slowest sets the pace."""
         engine = self.scenario.engine
-        slowest = min((self.gpus[name] for name in ranks), key=lambda gpu: (gpu.hbm_bytes_per_s, gpu.name))
+        speeds = self.topology.gpu_speed
+        gpus = [slowed(self.gpus[name], speeds.get(name, 1.0)) for name in ranks]
+        slowest = min(gpus, key=lambda gpu: (gpu.hbm_bytes_per_s, gpu.name))
         return StepCost(
             stage,
             self.backend(slowest),

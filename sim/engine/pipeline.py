@@ -44,6 +44,7 @@ class PipelineReplica:
         index: int,
         schedulers: Items[LaneScheduler],
         cost: PipelineCost,
+        stages: Items[StagePricing],
         recorder: Recorder,
         on_finish: Callable[[Sequence, float], None],
         *,
@@ -55,7 +56,7 @@ class PipelineReplica:
         self.scheduler = schedulers[0]
         self.outstanding = 0
         self._cost = cost
-        self._stages = [StagePricing(stage) for stage in cost.stages]
+        self._stages = stages
         self._lanes = [Lane(index * len(schedulers) + i, s, self._lane_ends) for i, s in enumerate(schedulers)]
         self._free_s = [0.0] * len(self._stages)
         """When each stage has let its last batch go."""

@@ -8,6 +8,7 @@ from math import ceil
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch
 from sim.engine.iteration import Pace, Phase
+from sim.engine.wires import Amounts
 
 FOR_EVER = 1 << 60
 
@@ -15,8 +16,10 @@ FOR_EVER = 1 << 60
 class StagePricing:
     """Prices the iterations of one pipeline stage; for a replica of one stage, its `IterationCost`."""
 
-    def __init__(self, cost: StepCost) -> None:
+    def __init__(self, cost: StepCost, amounts: Amounts | None = None) -> None:
         self.cost = cost
+        self._amounts = amounts
+        """What its all-reduces put on links that others use too; None where it shares none."""
         self.windows = cost.windows
         tables = zip(cost.token_s, cost.sampled_s, cost.decode_fixed_s, strict=False)
         self._decode_s = [sum(parts) for parts in tables]
@@ -81,10 +84,12 @@ class StagePricing:
         kernels_s = whole_s - head_s - reduces * (latency_s + bandwidth_s)
         per_layer = reduces / layers
         groups = max(round(per_layer), 1)
+        amounts = self._amounts(tokens) if reduces and self._amounts is not None else {}
+        loads = {capacity: load * per_layer / groups for capacity, load in amounts.items()}
         for _ in range(layers):
             for _ in range(groups):
                 yield Phase("kernels", kernels_s / (layers * groups))
                 if reduces:
                     share = per_layer / groups
-                    yield Phase("all_reduce", share * bandwidth_s, latency_s=share * latency_s)
+                    yield Phase("all_reduce", share * bandwidth_s, loads, share * latency_s)
         yield Phase("head", head_s)

@@ -74,7 +74,7 @@ class Replica:
         recorder: Recorder,
         on_finish: Callable[[Sequence, float], None],
         *,
-        granularity: str = "leap",
+        leaps: bool = True,
         exit_s: float = 0.0,
         fluid: Fluid | None = None,
         observer: Callable[[VllmScheduler, Batch, int], None] | None = None,
@@ -87,8 +87,9 @@ class Replica:
         self._cost = cost
         self._recorder = recorder
         self._on_finish = on_finish
-        self._leaps = granularity == "leap"
-        self._fluid = fluid if granularity == "layer" else None
+        self._leaps = leaps
+        self._fluid = fluid
+        """Given, every iteration runs kernel group by kernel group."""
         self._exit_s = exit_s
         self._observer = observer
         self._async = scheduler.limits.async_scheduling
@@ -146,6 +147,8 @@ class Replica:
         if self._batch is None:  # the run ended in schedule(): the iteration it decided is not computed
             seq.known_tokens = self.scheduler.iteration + seq.offset
             return
+        if seq in self._batch.starved:  # it keeps the length it had
+            return
         elapsed_s = self.env.now - self._start_s
         done = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
         if span_s(self._first_s, self._growth_s, done) > elapsed_s:
@@ -180,7 +183,8 @@ class Replica:
                 progressed = self._finish(now_s)
                 if self._incoming:
                     progressed = True
-                    scheduler.waiting.extend(self._incoming)
+                    for seq in self._incoming:
+                        scheduler.add(seq)
                     self._incoming.clear()
             else:
                 self._finish(now_s)

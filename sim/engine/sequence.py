@@ -34,10 +34,12 @@ class Sequence:
         "order",
         "output_tokens",
         "preemptions",
+        "priority",
         "prompt_tokens",
         "scheduled_s",
         "session",
         "state",
+        "tenant",
     )
 
     def __init__(
@@ -49,6 +51,8 @@ class Sequence:
         max_model_len: int,
         content: Content | None = None,
         session: int = -1,
+        tenant: int = 0,
+        priority: int = 0,
     ) -> None:
         self.id = id
         self.arrival_s = arrival_s
@@ -74,6 +78,10 @@ class Sequence:
         """When its last token came, if an iteration without a token for it lies between."""
         self.content = content
         self.session = session
+        """The conversation it belongs to; -1: none."""
+        self.tenant = tenant
+        self.priority = priority
+        """Lower goes first, where the policy looks at it."""
         self.blocks: list[int] = []
         self.keyed_blocks = 0
 

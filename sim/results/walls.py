@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -27,9 +28,12 @@ class Walls:
         costs: what iterations cost on each replica; equal ones are one object.
         steps, chunks: columns of the recorder.
         preset: its host time is part of every iteration.
+        sharing: replicas that cross links which others use too: what their iterations take beyond the sum is waiting for them.
     """
 
-    def __init__(self, costs: Items[AnyCost], steps: Columns, chunks: Columns, preset: EnginePreset) -> None:
+    def __init__(
+        self, costs: Items[AnyCost], steps: Columns, chunks: Columns, preset: EnginePreset, sharing: Iterable[int] = ()
+    ) -> None:
         self._steps, self._chunks = steps, chunks
         self._preset = preset
         k = steps["iterations"]
@@ -37,11 +41,12 @@ class Walls:
         self.step_causes, self.base_causes = zeros(len(k)), zeros(len(k))
         """Seconds by cause of every step, all its iterations together; and what their decodes would have taken alone."""
         of_cost: dict[int, list[int]] = {}
-        lanes = max(len(getattr(cost, "stages", ())) or 1 for cost in costs)
+        self._lanes = max(len(cost.stages) if isinstance(cost, PipelineCost) else 1 for cost in costs)
+        self._sharing = frozenset(sharing)
         for replica, cost in enumerate(costs):
             of_cost.setdefault(id(cost), []).append(replica)
         for replicas in of_cost.values():
-            chosen = np.isin(steps["replica"] // lanes, replicas)
+            chosen = np.isin(steps["replica"] // self._lanes, replicas)
             self._split(costs[replicas[0]], chosen)
 
     # --- steps ------------------------------------------------------------------------------------------------------------
@@ -56,6 +61,9 @@ class Walls:
             tokens = steps["decodes"] + steps["prefill_tokens"]
             chunks = self._chunk_causes(cost, chosen)[:, chosen]
             causes[:, mixed] = self._causes(cost, steps, tokens, steps["sampled"], chunks)[:, mixed]
+        sharing = np.isin(steps["replica"] // self._lanes, list(self._sharing))
+        if sharing.any() and not isinstance(cost, PipelineCost):
+            causes[INDEX["shared_links"]] += np.where(sharing, self.duration_s[chosen] - causes.sum(axis=0), 0.0)
         if isinstance(cost, PipelineCost):  # what is left of a passage is waiting for stages and for the host
             causes[INDEX["pipeline_bubble"]] += self.duration_s[chosen] - causes.sum(axis=0)
         self.step_causes[:, chosen] = causes
