@@ -64,7 +64,7 @@ def test_names_people_write(written: str, name: str) -> None:
 
 
 def test_an_unknown_gpu_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(InputError, match="got 'h10-sxm'.*\n.*did you mean 'h100-sxm'"):
+    with pytest.raises(InputError, match=r"got 'h10-sxm'.*\n.*did you mean 'h100-sxm'"):
         load_gpu("h10-sxm")
 
 

@@ -127,9 +127,9 @@ def moe(
     """Grouped gate+up and down GEMMs of the `touched` experts of a rank, over `routed` (token, expert) pairs of its own.
 
     Three matrices of hidden x intermediate an expert. An expert computes `tile` rows more than it has, for its last row
-    tile is never full, and costs `expert_s` of one SM to set up. The serial reductions over hidden, then intermediate, cost `depth_s` for every 4096 elements. All
-    `pairs` of `tokens`, routed here or not, are sorted before, and their rows of hidden summed after, at `combine`
-    bytes a cycle on every SM.
+    tile is never full, and costs `expert_s` of one SM to set up. The serial reductions over hidden, then intermediate,
+    cost `depth_s` for every 4096 elements. All `pairs` of `tokens`, routed here or not, are sorted before, and their rows
+    of hidden summed after, at `combine` bytes a cycle on every SM.
     """
     tokens, hidden, intermediate = array(tokens), array(hidden), array(intermediate)
     touched, routed = array(touched), array(routed)

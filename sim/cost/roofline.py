@@ -22,6 +22,7 @@ _NOTHING = (
     "quantise_row_s",
     "expert_s",
     "tile_s",
+    "block_s",
     "tile",
     "tail",
     "wide",

@@ -198,7 +198,7 @@ _GEMM = {
 }  # fmt: skip
 _QUANTISE = {"quantise_row_s": 1 * _US, "quantise": 6.0}
 _PREFILL = {
-    "launch_s": 10 * _US, "compute": 0.8, "softmax": 0.8, "tile": 100.0, "wide": 0.1, "kv": 3.0, "memory": 0.8,
+    "launch_s": 10 * _US, "block_s": 1 * _US, "compute": 0.8, "softmax": 0.8, "tile": 30.0, "wide": 0.1, "kv": 3.0,
     "overlap": 1.0, "tail": 0.5,
 }  # fmt: skip
 _DECODE = {
