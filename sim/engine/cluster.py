@@ -193,6 +193,8 @@ class Cluster:
         for seq, replica in self._in_flight.items():
             replica.write_back(seq)
             self.recorder.request(seq, replica.index, float("nan"), CUT, self._exit_s)
+        for replica in self.replicas:
+            replica.stop()
         for arrival_s, prompt_tokens, output_tokens, _ in self._next:
             if self.workload.arrival_s is None:
                 break  # a closed loop sends a request when the one before is answered, so these were never due

@@ -83,6 +83,9 @@ class PipelineReplica:
         if seq.state == DECODING and isinstance(lane, LaneScheduler):
             seq.known_tokens = lane.iteration + seq.offset + (0 if lane.in_flight else 1)
 
+    def stop(self) -> None:
+        """The run ends now: it never leaps, so every iteration that is over is recorded already."""
+
     # --- lanes ---
 
     def _wake(self, _: Event) -> None:

@@ -50,6 +50,8 @@ class ServingReplica(Protocol):
 
     def write_back(self, seq: Sequence) -> None: ...
 
+    def stop(self) -> None: ...
+
 
 class Boundary(Event):
     """The end of an iteration: a timeout that comes after everything else of its instant."""
@@ -149,11 +151,22 @@ class Replica:
             return
         if seq in self._batch.starved:  # it keeps the length it had
             return
+        seq.known_tokens = min(self._batch.iteration + self._iterations_over() + seq.offset, seq.limit_tokens)
+
+    def stop(self) -> None:
+        """The run ends now: what is over of a leap is recorded. Called after `write_back`."""
+        over = self._iterations_over()
+        if over and self._batch is not None:
+            self._planned = over
+            self._close_segment(self._batch, self.env.now)
+
+    def _iterations_over(self) -> int:
+        """Iterations of a leap whose tokens are there; one that is alone is over at its boundary only."""
+        if self._planned == 1:
+            return 0
         elapsed_s = self.env.now - self._start_s
-        done = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
-        if span_s(self._first_s, self._growth_s, done) > elapsed_s:
-            done -= 1
-        seq.known_tokens = min(self._batch.iteration + done + seq.offset, seq.limit_tokens)
+        number = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
+        return number if span_s(self._first_s, self._growth_s, number) <= elapsed_s else number - 1
 
     # --- boundaries ---
 

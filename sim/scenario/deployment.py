@@ -12,6 +12,9 @@ from sim.scenario.fields import NameOrPath, PositiveDuration, Section, name_or_o
 Dtype = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
 
 
+SCHEDULERS = ("vllm", "chunked", "prefill_first", "orca", "static", "sjf", "priority", "fair_share")
+
+
 class Precision(Section):
     """Number formats of what lives in GPU memory; null: what the model's config.json says."""
 
@@ -84,8 +87,8 @@ class Engine(Section):
 
     preset: Literal["ideal", "vllm", "trtllm", "sglang"] = "vllm"
     """Whose overheads and defaults; ideal is the back of an envelope: printed peaks, no fixed costs, no host time."""
-    scheduler: name_or_object(("vllm", "prefill_first", "orca", "static")) = "vllm"  # type: ignore[valid-type]
-    """Batching policy, or `module:object` for your own."""
+    scheduler: name_or_object(SCHEDULERS) = "vllm"  # type: ignore[valid-type]
+    """Batching policy (sjf: shortest job first; fair_share: between tenants), or `module:object` for your own."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
     """Requests that may run at the same time on one replica."""
     max_num_batched_tokens: Annotated[int, Field(ge=1)] = 8192
@@ -122,9 +125,21 @@ class Engine(Section):
 
     @model_validator(mode="after")
     def _budget_holds_a_batch(self) -> Self:
-        if self.scheduler == "vllm" and self.max_num_batched_tokens < self.max_num_seqs:
+        if self.scheduler not in ("orca", "static") and self.max_num_batched_tokens < self.max_num_seqs:
             problem = f"max_num_batched_tokens ({self.max_num_batched_tokens}) is less than max_num_seqs"
             raise refuse(f"{problem} ({self.max_num_seqs})", "raise the first or lower the second, as vLLM demands")
+        return self
+
+    @model_validator(mode="after")
+    def _policy_can_do_it(self) -> Self:
+        whole = self.scheduler in ("prefill_first", "orca", "static")
+        if self.scheduler == "chunked" and not self.enable_chunked_prefill:
+            raise refuse("scheduler chunked with enable_chunked_prefill: false", "leave one of the two out")
+        if whole and self.long_prefill_token_threshold:
+            raise refuse(f"long_prefill_token_threshold with {self.scheduler}, which never cuts a prompt", "leave it out")
+        if self.scheduler in ("orca", "static") and self.enable_prefix_caching:
+            problem = f"enable_prefix_caching with {self.scheduler}, whose reserved KV memory cannot be shared"
+            raise refuse(problem, "leave it out")
         return self
 
 

@@ -1,7 +1,7 @@
 """Batching policies: which class serves a scenario's `engine.scheduler`.
 
-A policy is called as `policy(limits, pool, windows)` and answers as `VllmScheduler` does. Your own is a `module:object`; ordering the
-queue takes five lines:
+A policy is called as `policy(limits, pool, windows)` and answers as `VllmScheduler` does. Your own is a `module:object`; an order
+of the queue takes five lines:
 
     from sim.engine.policies.ordered import OrderedScheduler
 
@@ -62,7 +62,7 @@ def find_policy(name: str, where: str = "engine.scheduler") -> Policy:
         raise InputError(
             where, f"got '{name}', which is no class or function", "it is called with (limits, pool, windows)"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _import(module_name: str, name: str, where: str) -> object:

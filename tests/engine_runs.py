@@ -1,0 +1,107 @@
+"""Small whole runs of the engine, with made-up iteration times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sim.engine.batch import Batch, SchedulerLimits
+from sim.engine.batching import VllmScheduler
+from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
+from sim.engine.iteration import Pace, Phase
+from sim.engine.kv_cache import BlockPool, PrefixPool
+from sim.engine.recorder import Columns, Recorder
+from sim.engine.replica import Replica
+from sim.engine.router import LeastOutstanding
+from sim.workload.content import Content
+from sim.workload.workload import Workload
+
+
+class AffineCost:
+    """An iteration takes fixed_s + token_s a prompt token + seq_s a decode + context_s a token of context."""
+
+    def __init__(
+        self, fixed_s: float = 0.01, token_s: float = 1e-4, seq_s: float = 1e-3, context_s: float = 1e-5
+    ) -> None:
+        self.windows: tuple[int, ...] = ()
+        self.fixed_s, self.token_s, self.seq_s, self.context_s = fixed_s, token_s, seq_s, context_s
+
+    def pace(self, batch: Batch) -> Pace:
+        duration_s = self.fixed_s + self.token_s * batch.chunk_tokens + self.seq_s * batch.decodes
+        growth_s = 0.0 if batch.chunks else self.context_s * batch.decodes
+        return duration_s + self.context_s * batch.context_tokens, growth_s, 1 << 60
+
+    def phases(self, batch: Batch) -> tuple[list[Phase], float]:
+        raise NotImplementedError
+
+
+@dataclass
+class Run:
+    """What a finished run left behind."""
+
+    requests: Columns
+    steps: Columns
+    outcome: Outcome
+    schedulers: list[Any]
+    gaps_s: Any = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def free_blocks(self) -> list[int]:
+        return [scheduler.pool.free for scheduler in self.schedulers]
+
+
+def workload(
+    rows: list[tuple[float, int, int]] | None = None, *, concurrency: int | None = None, **more: Any
+) -> Workload:
+    """Requests given as (arrival, prompt tokens, output tokens)."""
+    rows = rows or []
+    arrivals = None if concurrency else np.array([row[0] for row in rows], dtype=float)
+    tokens = [np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2)]
+    return Workload(tokens[0], tokens[1], arrivals, concurrency, **more)
+
+
+def play(
+    load: Workload,
+    policy: Callable[..., VllmScheduler] = VllmScheduler,
+    *,
+    granularity: str = "leap",
+    blocks: int = 64,
+    block_size: int = 4,
+    cost: Any = None,
+    content: Callable[[int], Content | None] | None = None,
+    caching: bool = False,
+    replicas: int = 1,
+    router: Any = None,
+    time_limit_s: float | None = None,
+    observer: Callable[[VllmScheduler, Batch, int], None] | None = None,
+    **limits: Any,
+) -> Run:
+    """Plays `load` on replicas under `policy`; `limits` are fields of `SchedulerLimits`."""
+    env = CountingEnvironment()
+    cost = cost or AffineCost()
+    recorder = Recorder(cost.windows)
+    options = SchedulerLimits(**{"max_model_len": 1 << 20, "max_num_batched_tokens": 1 << 20, **limits})
+    longest = options.max_model_len
+    cluster = Cluster(env, load, recorder, router or LeastOutstanding(), max_model_len=longest, content=content)
+    schedulers = []
+    for index in range(replicas):
+        pool = PrefixPool(blocks, block_size) if caching else BlockPool(blocks, block_size)
+        scheduler = policy(options, pool, cost.windows)
+        schedulers.append(scheduler)
+        cluster.replicas.append(
+            Replica(
+                env, index, scheduler, cost, recorder, cluster.over, leaps=granularity == "leap", observer=observer
+            )
+        )  # fmt: skip
+    outcome = cluster.run(time_limit_s)
+    gaps = recorder.gaps.to_columns()
+    return Run(
+        recorder.request_columns(),
+        recorder.step_columns(),
+        outcome,
+        schedulers,
+        gaps["end_s"] - gaps["start_s"],
+    )
