@@ -1,0 +1,122 @@
+"""What a published benchmark does not say in its columns but in its conditions: engine options and the harness.
+
+Each assumption is a sentence in `Harness.notes`, which ends up beside the prediction.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim.errors import InputError
+from sim.studies.load_forms import Load
+from sim.studies.measured_rows import MeasuredRow
+
+ENGINES = (
+    ("tensorrt-llm", "trtllm"), ("trtllm", "trtllm"), ("lmdeploy", "trtllm"), ("turbomind", "trtllm"),
+    ("gpt-fast", "trtllm"), ("vllm", "vllm"), ("sglang", "sglang"), ("nim", "trtllm"), ("dynamo", "vllm"),
+)  # fmt: skip
+"""Word in `engine+version` -> preset. TurboMind and gpt-fast run captured or C++ loops like TensorRT-LLM."""
+
+STATIC_PASS_TOKENS = 32768
+"""Tokens of one pass in which a static batch is prefilled at most: beyond it the time grows in proportion anyway."""
+
+
+@dataclass(slots=True)
+class Harness:
+    """How a row was measured."""
+
+    preset: str
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Keys of the scenario's engine section."""
+    in_process: bool = False
+    """The client calls the engine in its own process: no HTTP, no tokenisation, no streaming."""
+    uniform: tuple[float, float] | None = None
+    """Lengths uniform between these shares of the nominal ones; None: fixed."""
+    num_requests: int | None = None
+    reserves_whole_sequence: bool = False
+    """The engine admits a request only if its prompt and its whole output fit into the KV cache beside the others'
+    (TensorRT-LLM's GUARANTEED_NO_EVICT, the default of its capacity scheduler)."""
+    cycled_prompts: int = 0
+    """Distinct prompts that are sent over and over, so that a prefix cache finds them; 0: all differ."""
+    notes: list[str] = field(default_factory=list)
+
+
+def harness_of(row: MeasuredRow, load: Load) -> Harness:
+    """The harness of an end-to-end row.
+
+    Raises:
+        InputError: an engine that nobody modelled.
+    """
+    preset = preset_name(row.engine)
+    found = Harness(preset, {"preset": preset, "gpu_memory_utilization": 0.9})
+    found.reserves_whole_sequence = preset == "trtllm"
+    words = f"{row.conditions} {row.engine}".lower()
+    _options(found, row, load, words)
+    _stated(found, row.conditions)
+    if load.kind == "static":
+        _static(found, load, row)
+    return found
+
+
+def preset_name(engine: str) -> str:
+    """The preset of an engine as tables write it.
+
+    Raises:
+        InputError: no preset stands for it.
+    """
+    for word, preset in ENGINES:
+        if word in engine.lower():
+            return preset
+    raise InputError("engine+version", f"got '{engine}'", "known: " + ", ".join(word for word, _ in ENGINES))
+
+
+def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
+    """Defaults of the engine, and of the harness that the source is known to use."""
+    engine = found.engine
+    version = re.search(r"(\d+\.\d+[\w.]*)", row.engine)
+    engine["version"] = version[1] if version and found.preset != "ideal" else None
+    if load.kind == "closed_loop":
+        engine["max_num_seqs"] = load.count if row.id.startswith("aic") else max(load.count, 256)
+    if row.id.startswith("aic"):
+        found.num_requests = 10 * load.count
+    if "inferencemax" in words or "infmax" in words:
+        found.uniform = (0.8, 1.0)
+        found.num_requests = 10 * load.count
+    if found.preset == "trtllm" and load.kind in ("burst", "poisson"):
+        engine["max_num_seqs"] = 2048
+    if any(
+        name in words for name in ("trtllm-bench", "gptmanagerbenchmark", "in-flight batching", "benchmark_latency")
+    ):
+        found.in_process = True
+    if "gpt-fast" in words or "lmdeploy" in words:
+        found.in_process = True
+
+
+def _stated(found: Harness, conditions: str) -> None:
+    """Engine options that the conditions state in so many words."""
+    for key in ("max_num_seqs", "max_num_batched_tokens"):
+        if match := re.search(rf"{key}\s+(\d+)", conditions):
+            found.engine[key] = int(match[1])
+    if match := re.search(
+        r"(?:gpu_mem(?:ory)?_util(?:ization)?|kv_cache_free_gpu_mem_fraction)\s+(0\.\d+)", conditions
+    ):
+        found.engine["gpu_memory_utilization"] = float(match[1])
+    if "KV 99%" in conditions:
+        found.engine["gpu_memory_utilization"] = 0.99
+    if "max runtime batch 4096" in conditions:
+        found.engine["max_num_seqs"] = 4096
+    if "prefix caching ON" in conditions:
+        found.engine["enable_prefix_caching"] = True
+    if match := re.search(r"(\d+) distinct \S+ prompts cycled", conditions):
+        found.cycled_prompts = int(match[1])
+    if match := re.search(r"^(\d+) (?:ShareGPT )?(?:requests|prompts)", conditions):
+        found.num_requests = int(match[1])
+
+
+def _static(found: Harness, load: Load, row: MeasuredRow) -> None:
+    """One batch, computed to its end."""
+    found.in_process = True
+    found.num_requests = load.count
+    found.engine |= {"max_num_seqs": load.count, "max_num_batched_tokens": STATIC_PASS_TOKENS}

@@ -1,0 +1,151 @@
+"""What a simulated run says about each metric that benchmark tables publish."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.results.result import Result
+
+UNITS = {
+    "ms": 1e-3, "us": 1e-6, "s": 1.0, "GB/s": 1e9, "TFLOP/s": 1e12, "tok/s": 1.0, "out tok/s": 1.0, "out tok/s/GPU": 1.0,
+    "req/s": 1.0, "GiB": 2.0**30, "blocks of 16 tokens": 16.0, "blocks": 16.0, "tok/s/user": 1.0,
+}  # fmt: skip
+"""SI amount of one unit of a measured value; blocks count as their tokens."""
+
+_LATENCIES = {
+    "ttft": "ttft", "first_token_latency": "ttft", "time_to_first_token": "ttft", "tpot": "tpot", "itl": "itl",
+    "inter_token_latency": "tpot", "per_token_latency": "itl", "e2e": "e2el", "e2el": "e2el", "request_latency": "e2el",
+}  # fmt: skip
+_STATISTIC = re.compile(r"_(mean|avg|average|median|p\d+(?:\.\d+)?)$")
+_FAMILIES = (
+    ("request_throughput", "request throughput"), ("throughput", "output throughput"), ("decode_speed", "tpot"),
+    ("bandwidth", "tpot"), ("first_token", "ttft"), ("ttft", "ttft"), ("per_token", "itl"), ("itl", "itl"),
+    ("inter_token", "tpot"), ("tpot", "tpot"), ("e2e", "e2e"), ("latency_mean", "e2e"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Numbers of one simulated run, small enough to cross processes."""
+
+    latencies_s: Mapping[str, Mapping[str, float]]
+    """Metric (ttft, tpot, itl, e2el) -> statistic (mean, median, p90 ...) -> seconds."""
+    duration_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    requests_per_s: float
+    gpus: int
+    weights_bytes_per_gpu: float
+    queue_s: float
+    """Mean time in the engine's queue."""
+    last_arrival_s: float
+    preemptions: int
+    peak_kv_share: float
+    walls_ms: Mapping[str, float]
+    mean_running: float
+    status: str
+    notes: tuple[str, ...] = ()
+
+
+def facts_of(result: Result, in_process: bool) -> RunFacts:
+    """The facts of `result`; a client in the engine's process pays neither entry nor exit time."""
+    from sim.cost.preset import PRESETS
+
+    summary = result.summary
+    preset = PRESETS[result.scenario["engine"]["preset"]]
+    entry_s = preset.entry_s + preset.exit_s if in_process else 0.0
+    steps, requests = result.steps, result.requests
+    duration_s = float(summary["duration"])
+    spans = steps["iterations"] * steps["first_s"]
+    busy = float(spans.sum()) or 1.0
+    return RunFacts(
+        latencies_s={name: _statistics(summary, name, entry_s) for name in ("ttft", "tpot", "itl", "e2el")},
+        duration_s=duration_s,
+        output_tokens_per_s=summary["output_throughput"] or 0.0,
+        total_tokens_per_s=summary["total_token_throughput"] or 0.0,
+        requests_per_s=summary["request_throughput"] or 0.0,
+        gpus=result.num_gpus,
+        weights_bytes_per_gpu=max(row.weights_bytes for row in result.ledger.per_gpu),
+        queue_s=(summary["mean_queue_time_ms"] or 0.0) * 1e-3,
+        last_arrival_s=float(requests["arrival_s"].max()),
+        preemptions=result.preemptions,
+        peak_kv_share=float(steps["used_blocks"].max()) / max(result.kv_blocks or 1, 1) if len(spans) else 0.0,
+        walls_ms=result.walls_ms_per_token,
+        mean_running=float((steps["running"] * spans).sum()) / busy,
+        status=result.status,
+        notes=tuple(result.notes),
+    )
+
+
+def _statistics(summary: Mapping[str, Any], name: str, entry_s: float) -> dict[str, float]:
+    less_s = entry_s if name in ("ttft", "e2el") else 0.0
+    keys = ("mean", "median", "p50", "p90", "p95", "p99")
+    found = {key: summary[f"{key}_{name}_ms"] for key in keys}
+    return {key: value * 1e-3 - less_s for key, value in found.items() if value is not None}
+
+
+def family(metric: str) -> str:
+    """The short name under which errors of a metric are grouped."""
+    return next((name for word, name in _FAMILIES if word in metric), metric)
+
+
+def is_latency(metric: str) -> bool:
+    """Whether the metric is a time of requests (first token, gaps, end to end)."""
+    return _STATISTIC.sub("", metric) in _LATENCIES
+
+
+def predicted(metric: str, facts: RunFacts) -> float:
+    """The run's value of a metric, in SI units; a latency without a statistic is a mean.
+
+    Raises:
+        InputError: a metric that no run tells.
+    """
+    latency = _LATENCIES.get(_STATISTIC.sub("", metric))
+    if latency is not None:
+        statistic = _STATISTIC.search(metric)
+        name = {"avg": "mean", "average": "mean"}.get(statistic[1], statistic[1]) if statistic else "mean"
+        samples = facts.latencies_s[latency]
+        if name not in samples:
+            raise InputError("metric", f"got '{metric}'", "this run has no such number: " + ", ".join(samples))
+        return samples[name]
+    whole = _WHOLE_RUN.get(metric)
+    if whole is None:
+        raise InputError("metric", f"got '{metric}'", "no prediction of this metric")
+    return whole(facts)
+
+
+def _tpot_s(facts: RunFacts) -> float:
+    return facts.latencies_s["tpot"]["mean"]
+
+
+_WHOLE_RUN = {
+    "output_throughput": lambda f: f.output_tokens_per_s,
+    "output_throughput_per_gpu": lambda f: f.output_tokens_per_s / f.gpus,
+    "total_token_throughput": lambda f: f.total_tokens_per_s,
+    "total_token_throughput_per_gpu": lambda f: f.total_tokens_per_s / f.gpus,
+    "request_throughput": lambda f: f.requests_per_s,
+    "decode_speed": lambda f: 1 / _tpot_s(f),
+    "output_throughput_per_user": lambda f: 1 / _tpot_s(f),
+    "achieved_weight_bandwidth_per_gpu": lambda f: f.weights_bytes_per_gpu / _tpot_s(f),
+    # a static batch is over when its last sequence is
+    "batch_latency_mean": lambda f: f.duration_s,
+    "batch_latency": lambda f: f.duration_s,
+}
+
+
+def unit_of(text: str) -> float:
+    """SI amount of one unit as tables write it.
+
+    Raises:
+        InputError: an unknown unit.
+    """
+    bare = re.sub(r"\s*\((?:RDMA|NVLink)\)", "", text)
+    if bare not in UNITS:
+        raise InputError("unit", f"got '{text}'", "known: " + ", ".join(UNITS))
+    return UNITS[bare]

@@ -1,0 +1,210 @@
+"""From a row of published measurements to the scenario that repeats it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim.errors import InputError, TwoWallsError
+from sim.hardware.gpu import load_gpu
+from sim.studies.load_forms import Load, parse_load
+from sim.studies.measured_harness import Harness, harness_of
+from sim.studies.measured_rows import MeasuredRow, tokens
+
+TOPOLOGIES = (
+    ("gb200", "gb200-nvl72", {"nodes": 1}), ("b200", "hgx-b200", {}), ("gh200", "dgx-h100", {}), ("h200", "dgx-h200", {}),
+    ("h100-pcie", "pcie-box-l40s", {}), ("h100-nvl", "pcie-box-l40s", {}), ("h100", "dgx-h100", {}),
+    ("h800", "dgx-h100", {}), ("h20", "dgx-h100", {}), ("a100-pcie", "pcie-box-l40s", {}), ("a100", "dgx-a100", {}),
+    ("a10g", "pcie-box-a10g", {}), ("rtx-4090", "rtx-4090-box", {}), ("mi3", "mi300x-platform", {}),
+    ("v100", "dgx-1-v100", {}), ("", "pcie-box-l40s", {}),
+)  # fmt: skip
+"""Beginning of a catalogue GPU's name -> the machine it usually stands in, and its parameters."""
+
+WEIGHTS = {
+    "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "half": "fp16", "fp8": "fp8", "int8": "int8",
+    "int4": "int4", "w4a16": "int4", "awq": "int4", "gptq": "int4", "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "mxfp4",
+}  # fmt: skip
+SHAREGPT_TOKENS = (202, 214)
+"""Mean prompt and output of ShareGPT as the TensorRT-LLM v0.17 online rows state them; others filter it differently."""
+SHAREGPT_CV = (1.2, 1.0)
+"""Coefficients of variation, both assumed: long-tailed, near exponential."""
+REQUESTS_PER_USER = 10
+"""Requests a user of a closed loop sends, if their number is not stated (AIPerf recipes: 10 x concurrency)."""
+MOST_REQUESTS = 5000
+BURST_REQUESTS = ((300, 8192), (3000, 3000), (6000, 1500), (10**9, 1000))
+"""(most tokens of prompt and output, requests) of a run with all requests queued at once, if its own number is not stated:
+TensorRT-LLM's own tables send 30,000 requests of 128 + 128, which are cut to several full batches, and 3,000 to 1,000 of
+the longer ones."""
+STAGE_S = 120.0
+"""Stages of an open loop are cut to this many seconds: several times a request's stay."""
+
+
+@dataclass(slots=True)
+class Case:
+    """A scenario for the rows of one run, or why there is none."""
+
+    rows: list[MeasuredRow]
+    scenario: dict[str, Any] | None = None
+    in_process: bool = False
+    offered_rate: float | None = None
+    """Requests a second of an open loop."""
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def cases_of(rows: list[MeasuredRow]) -> list[Case]:
+    """One case a benchmark run: rows that share everything but their metric."""
+    by_run: dict[tuple[str, ...], list[MeasuredRow]] = {}
+    for row in rows:
+        by_run.setdefault(row.run, []).append(row)
+    return [_case(group) for group in by_run.values()]
+
+
+def _case(rows: list[MeasuredRow]) -> Case:
+    row = rows[0]
+    try:
+        load = parse_load(row.load)
+        if load.kind in ("unknown", "blank", "message", "gemm", "tokens"):
+            return Case(rows, reason=f"the load '{row.load}' does not say how many requests come")
+        harness = harness_of(row, load)
+        case = Case(rows, None, harness.in_process, notes=harness.notes)
+        case.scenario = _scenario(row, load, harness)
+        if harness.reserves_whole_sequence:
+            _cap_running(case.scenario, row.id)
+        case.offered_rate = load.rate or None
+    except TwoWallsError as error:
+        return Case(rows, reason=str(error).replace("\n", ";"))
+    return case
+
+
+def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
+    cuts = {name: _cut(getattr(row, name), name) for name in ("tensor", "pipeline")}
+    weights, kv_cache = precision_of(row, harness)
+    replicas = 1 if row.id.startswith("aic") else max(row.gpus // (cuts["tensor"] * cuts["pipeline"]), 1)
+    if "attention data parallel" in row.conditions and replicas == 1:
+        harness.notes.append("attention data parallel, if any, is not modelled")
+    harness.engine = {key: value for key, value in harness.engine.items() if value is not None}
+    if harness.preset != "vllm":
+        harness.engine.pop("version", None)  # the scheduler mirrors vLLM's versions only
+    return {
+        "name": row.source,
+        "model": row.model,
+        "precision": {"weights": weights, "kv_cache": kv_cache},
+        "cluster": cluster_of(row),
+        "deployment": {
+            "tensor_parallel_size": cuts["tensor"],
+            "pipeline_parallel_size": cuts["pipeline"],
+            "data_parallel_size": replicas,
+        },
+        "engine": harness.engine,
+        "workload": _workload(row, load, harness),
+    }
+
+
+def _cap_running(scenario: dict[str, Any], where: str) -> None:
+    """Lets only as many sequences run as fit into the KV cache at their full length, so that none is ever preempted."""
+    from sim.scenario import Scenario
+    from sim.simulate import plan_memory
+
+    asked = int(scenario["engine"].get("max_num_seqs", 256))
+    # the sampler's memory is sized by the sequences that run, so it must not be planned for more
+    engine = scenario["engine"] | {"max_num_seqs": min(asked, 256)}
+    fitting = plan_memory(Scenario.from_dict({**scenario, "engine": engine}, where=where)).max_sequences
+    scenario["engine"] |= {"max_num_seqs": max(min(asked, fitting), 1)}
+
+
+def _cut(text: str, name: str) -> int:
+    if text and not text.isdigit():
+        raise InputError(name, f"got '{text}'", "only a replica with one number for each cut can be simulated")
+    return int(text) if text else 1
+
+
+def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str, str]:
+    """(weights, KV cache) of a row, in the scenario's words; blank and unknown mean bf16.
+
+    Raises:
+        InputError: a format nobody modelled.
+    """
+    text = row.precision.lower()
+    own = re.split(r"[\s(,/]", re.sub(r"_e4m3fn|_block", "", text))[0]
+    weights = WEIGHTS.get(own)
+    if weights is None and own not in ("", "unknown", "mixed"):
+        raise InputError("precision", f"got '{row.precision}'", "known: " + ", ".join(WEIGHTS))
+    if weights is None:
+        weights = "bf16"
+        if harness is not None:
+            harness.notes.append("precision not stated: bf16 assumed")
+    kv = re.search(r"kv[ _](?:cache )?(\w+)", text + " " + row.conditions.lower())
+    stated = WEIGHTS.get(kv[1]) if kv else None
+    if stated == "fp8" and "when weights fp8" in row.conditions.lower() and weights != "fp8":
+        stated = None
+    quantised_kv = weights == "fp8" and (harness is None or harness.preset == "trtllm")
+    return weights, stated or ("fp8" if quantised_kv else "bf16" if weights != "fp16" else "fp16")
+
+
+def cluster_of(row: MeasuredRow) -> dict[str, Any]:
+    """One machine that holds the row's GPUs.
+
+    Raises:
+        InputError: the GPU is not in the catalogue.
+    """
+    gpu = load_gpu(re.sub(r"^80GB class.*", "h100-sxm", row.gpu)).name
+    topology, parameters = next((t, p) for start, t, p in TOPOLOGIES if gpu.startswith(start))
+    return {"topology": topology, "gpu": gpu, **parameters, **({"nodes": row.nodes} if row.nodes > 1 else {})}
+
+
+# --- workload ---------------------------------------------------------------------------------------------------------
+
+
+def _workload(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
+    lengths, prefix = _lengths(row, harness)
+    workload: dict[str, Any] = {"lengths": lengths}
+    if prefix:
+        workload["shared_prefix"] = prefix
+    match load.kind:
+        case "closed_loop":
+            asked = harness.num_requests or REQUESTS_PER_USER * load.count
+            loop = {"kind": "closed_loop", "concurrency": load.count}
+            workload |= {"arrivals": loop, "num_requests": min(asked, MOST_REQUESTS)}
+        case "static":
+            workload |= {"arrivals": {"kind": "burst"}, "num_requests": load.count}
+        case "burst":
+            total = sum(tokens(row.isl)) + sum(tokens(row.osl or "1")) if "sharegpt" not in row.isl.lower() else 0
+            asked = harness.num_requests or next(count for most, count in BURST_REQUESTS if total <= most)
+            workload |= {"arrivals": {"kind": "burst"}, "num_requests": asked}
+        case "poisson":
+            workload |= {
+                "arrivals": {"kind": "poisson", "request_rate": load.rate},
+                "num_requests": min(load.requests or harness.num_requests or 1000, MOST_REQUESTS),
+            }
+        case _:
+            stages = [
+                {"duration": f"{min(seconds or STAGE_S, STAGE_S):g} s", "request_rate": rate}
+                for rate, seconds in load.stages
+            ]
+            workload["arrivals"] = {"kind": "piecewise", "stages": stages}
+    return workload
+
+
+def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(lengths, shared prefix or None)."""
+    if "sharegpt" in row.isl.lower():
+        harness.notes.append("ShareGPT lengths: log-normal around means of another publication")
+        (inputs, outputs), (input_cv, output_cv) = SHAREGPT_TOKENS, SHAREGPT_CV
+        spread = {"input_mean": inputs, "input_cv": input_cv, "output_mean": outputs, "output_cv": output_cv}
+        return {"kind": "lognormal", **spread, "max_tokens": 2048}, None
+    (shared, own), (_, output) = tokens(row.isl), tokens(row.osl or "1")
+    if harness.cycled_prompts:
+        # the whole prompt is known from an earlier round, but for the last token, which is always computed
+        prefix = {"tokens": shared + own - 1, "prefixes": harness.cycled_prompts}
+        return {"kind": "fixed", "input_tokens": 1, "output_tokens": output}, prefix
+    if harness.uniform is not None:
+        low, high = harness.uniform
+        ranges = {
+            key: [max(round(low * n), 1), max(round(high * n), 1)]
+            for key, n in (("input_tokens", own), ("output_tokens", output))
+        }
+        return {"kind": "uniform", **ranges}, None
+    one = {"kind": "fixed", "input_tokens": own, "output_tokens": output}
+    return one, {"tokens": shared} if shared else None
