@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sim.cost.kernels import Floats
 
-RIDGE = 0.1
+RIDGE = 0.05
 """Weight of a factor's distance from 1 beside the relative error of one measured row, in an affine fit."""
 LEAST, MOST = 0.1, 10.0
 """Bounds of the factors of an affine fit: one beyond them is not determined by its rows."""

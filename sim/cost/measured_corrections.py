@@ -137,8 +137,8 @@ def decode_curve(
         time = roofline.decode_attention(sequences, heads, kv_heads, head_dim, kv_dtype)
         read_bytes = 2 * context * kv_heads * head_dim * kv_bytes(kv_dtype)
         # below `warm_l2` of L2, a test bench that repeats one kernel reads it in `warm_time` of the time
-        in_l2 = 1 / (1 + (read_bytes / (c.get("warm_l2", 1.0) * gpu.l2_bytes)) ** 6)
-        warm = 1 - in_l2 * (1 - c.get("warm_time", 1.0))
+        in_l2 = 1 / (1 + (read_bytes / (c["warm_l2"] * gpu.l2_bytes)) ** 6)
+        warm = 1 - in_l2 * (1 - c["warm_time"])
         body_s = context * _slope_s(time)
         seen_s = time.fixed_s + context * (time.memory_s_per_token * warm + time.compute_s_per_token)
         cold_s = part["latency_s"] * (time.fixed_s + body_s) / seen_s

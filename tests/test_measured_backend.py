@@ -1,0 +1,460 @@
+"""The measured backend: the tables where they speak, the roofline's form between and beyond them, and no cliffs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.cost import measured_tables
+from sim.cost.interpolation import Curve, affine_factors, log_grid
+from sim.cost.kernels import KernelBackend
+from sim.cost.measured import MeasuredKernels
+from sim.cost.measured_tables import GpuTables, find_tables
+from sim.cost.roofline import Roofline
+from sim.engine.deployment import Deployment
+from sim.errors import InputError
+from sim.hardware.gpu import load_gpu
+from sim.scenario import Scenario
+
+H100 = load_gpu("h100-sxm")
+ROOFLINE = Roofline(H100)
+M = (1, 8, 64, 512, 4096)
+N = K = (512, 2048, 8192)
+FACTOR = 1.25
+"""The synthetic tables' kernels take so much longer than the roofline says."""
+NOISE = 0.15
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "kernels"
+needs_tables = pytest.mark.skipif(not SHARED.is_dir(), reason="no measured kernel tables beside the checkout")
+MEASURED = {"a100_sxm": "a100-sxm-80gb", "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm"}
+
+tokens = st.floats(1, 1e5)
+widths = st.integers(64, 60_000)
+checked = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist([{"framework": "VLLM", "version": "9.9.9"} | row for row in rows]), path)
+
+
+def gemm_rows(factor: Callable[[int, int, int], float], dtype: str = "bf16") -> Iterator[dict[str, object]]:
+    name = {"bf16": "bfloat16"}.get(dtype, dtype)
+    for m, n, k in itertools.product(M, N, K):
+        latency_ms = float(ROOFLINE.gemm(m, n, k, dtype).total_s) * factor(m, n, k) * 1e3
+        yield {"gemm_dtype": name, "m": m, "n": n, "k": k, "latency": latency_ms}
+
+
+def noisy(m: int, n: int, k: int) -> float:
+    """A factor that differs from shape to shape, the same in every run."""
+    return float(np.exp(np.random.default_rng([m, n, k]).uniform(-NOISE, NOISE)))
+
+
+def backend(folder: Path) -> MeasuredKernels:
+    return MeasuredKernels(H100, GpuTables(folder))
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> MeasuredKernels:
+    """GEMM tables that are FACTOR times the roofline."""
+    folder = tmp_path_factory.mktemp("steady")
+    write(folder / "gemm" / "gemm_perf.parquet", list(gemm_rows(lambda m, n, k: FACTOR)))
+    return backend(folder)
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory) -> MeasuredKernels:
+    """GEMM tables with noise from row to row, and a hole."""
+    folder = tmp_path_factory.mktemp("rough")
+    rows = [row for row in gemm_rows(noisy) if (row["m"], row["n"], row["k"]) != (64, 2048, 2048)]
+    write(folder / "gemm" / "gemm_perf.parquet", rows)
+    return backend(folder)
+
+
+# --- matrix multiplications -----------------------------------------------------------------------------------------------
+
+
+@checked
+@given(m=tokens, n=widths, k=widths)
+def test_a_gpu_a_quarter_slower_than_its_roofline_is_so_at_every_shape(
+    steady: MeasuredKernels, m: float, n: int, k: int
+) -> None:
+    assert float(steady.gemm(m, n, k, "bf16").total_s) == pytest.approx(
+        FACTOR * float(ROOFLINE.gemm(m, n, k, "bf16").total_s)
+    )
+
+
+def test_a_measured_shape_takes_what_was_measured(rough: MeasuredKernels) -> None:
+    for row in gemm_rows(noisy):
+        m, n, k = int(str(row["m"])), int(str(row["n"])), int(str(row["k"]))
+        if (m, n, k) != (64, 2048, 2048):
+            assert float(rough.gemm(m, n, k, "bf16").total_s) == pytest.approx(float(str(row["latency"])) * 1e-3)
+
+
+def test_a_hole_takes_the_mean_of_its_neighbours(rough: MeasuredKernels) -> None:
+    around = [(8, 2048, 2048), (512, 2048, 2048), (64, 512, 2048), (64, 8192, 2048), (64, 2048, 512), (64, 2048, 8192)]
+    expected = np.exp(np.mean([np.log(noisy(*shape)) for shape in around]))
+    ratio = rough.gemm(64, 2048, 2048, "bf16").total_s / ROOFLINE.gemm(64, 2048, 2048, "bf16").total_s
+    assert float(ratio) == pytest.approx(float(expected))
+
+
+def test_a_large_corner_missing_from_a_grid_fills_from_its_edge() -> None:
+    m, n, k = (
+        np.array(column, dtype=float) for column in zip(*itertools.product((1, 2), (1, 2, 4), (1, 2, 4)), strict=True)
+    )
+    kept = ~((n == 4) & (k == 4))
+    grid = log_grid((m[kept], n[kept], k[kept]), np.full(kept.sum(), 0.5))
+    curve, outside = grid.of(4.0, 4.0)
+    assert np.allclose(curve.values, 0.5)
+    assert not outside
+
+
+@checked
+@given(m=tokens, n=widths, k=widths, step=st.sampled_from((1, -1)))
+def test_no_cliffs_a_hair_more_work_takes_a_hair_more_time(
+    rough: MeasuredKernels, m: float, n: int, k: int, step: int
+) -> None:
+    here = float(rough.gemm(m, n, k, "bf16").total_s)
+    assert here > 0
+    assert np.isfinite(here)
+    hair = 1e-6
+    assert float(rough.gemm(m * (1 + hair), n, k, "bf16").total_s) == pytest.approx(here, rel=1e-4)
+    # n and k are whole numbers: one more column in a thousand or so, times at most the slope of the noise
+    bound = 3 * (1 + NOISE) / min(n, k) + 1e-9
+    assert float(rough.gemm(m, n + step, k, "bf16").total_s) == pytest.approx(here, rel=bound)
+    assert float(rough.gemm(m, n, k + step, "bf16").total_s) == pytest.approx(here, rel=bound)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(65536, 2048, 8192), (64, 40000, 2048), (1e6, 64, 65536), (512, 100, 100)])
+def test_beyond_the_table_the_utilisation_of_its_edge_is_held(rough: MeasuredKernels, m: float, n: int, k: int) -> None:
+    def utilisation(*shape: float) -> float:
+        m, n, k = shape[0], int(shape[1]), int(shape[2])
+        return float(ROOFLINE.gemm(m, n, k, "bf16").total_s / rough.gemm(m, n, k, "bf16").total_s)
+
+    edge = [np.clip(value, axis[0], axis[-1]) for value, axis in ((m, M), (n, N), (k, K))]
+    assert utilisation(m, n, k) == pytest.approx(utilisation(*edge))
+
+
+def test_time_splits_like_the_rooflines_and_sums_to_the_whole(rough: MeasuredKernels) -> None:
+    m = np.arange(1.0, 5000.0, 37.0)
+    mine, theirs = rough.gemm(m, 3000, 3000, "bf16"), ROOFLINE.gemm(m, 3000, 3000, "bf16")
+    assert (mine.fixed_s <= theirs.fixed_s + 1e-15).all()
+    assert min(part.min() for part in mine) >= 0
+    np.testing.assert_allclose(mine.memory_s * theirs.compute_s, mine.compute_s * theirs.memory_s, rtol=1e-9)
+
+
+def test_an_engine_takes_the_fastest_of_several_kernels(tmp_path: Path) -> None:
+    rows = [*gemm_rows(lambda m, n, k: 2.0), *gemm_rows(lambda m, n, k: 1.0), *gemm_rows(lambda m, n, k: 3.0)]
+    write(tmp_path / "gemm" / "gemm_perf.parquet", rows)
+    ratio = backend(tmp_path).gemm(100, 4096, 4096, "bf16").total_s / ROOFLINE.gemm(100, 4096, 4096, "bf16").total_s
+    assert float(ratio) == pytest.approx(1.0)
+
+
+def test_a_spoilt_measurement_is_left_out_and_said(tmp_path: Path) -> None:
+    """One token that takes four times as long as eight: an engine could pad, and the neighbours stand in."""
+    write(tmp_path / "gemm" / "gemm_perf.parquet", list(gemm_rows(lambda m, n, k: 4.0 if m == 1 else 1.0)))
+    measured = backend(tmp_path)
+    assert float(measured.gemm(1, 2048, 2048, "bf16").total_s) == pytest.approx(
+        float(ROOFLINE.gemm(1, 2048, 2048, "bf16").total_s)
+    )
+    assert any("9 rows left out" in note for note in measured.notes)
+
+
+def test_a_measurement_that_waited_for_the_host_says_nothing_of_the_kernel(tmp_path: Path) -> None:
+    """Block-scaled FP8 was measured launch by launch: a flat 90 us for small shapes is the host, not the GPU."""
+    host_s = ROOFLINE.constants("gemm", "fp8_block")["host_s"]
+    rows = list(gemm_rows(lambda m, n, k: 1.0, "fp8_block"))
+    for row in rows:
+        row["latency"] = max(float(str(row["latency"])), host_s * 1.2e3)
+    write(tmp_path / "gemm" / "gemm_perf.parquet", rows)
+    small = ROOFLINE.gemm(1, 512, 512, "fp8_block").total_s
+    assert float(small) < 0.2 * host_s
+    assert float(backend(tmp_path).gemm(1, 512, 512, "fp8_block").total_s) == pytest.approx(float(small), rel=0.01)
+
+
+# --- attention ------------------------------------------------------------------------------------------------------------
+
+
+def decode_rows(fixed: float, body: float) -> Iterator[dict[str, object]]:
+    for sequences, step in itertools.product((1, 8, 64), (1, 255, 4095, 65535, 262143)):
+        time = ROOFLINE.decode_attention(float(sequences), 32, 8, 128, "bf16")
+        context = sequences * (step + 1)
+        c, read = ROOFLINE.constants("decode_attention", "bf16"), context * 4096
+        warm = 1 - (1 - c["warm_time"]) / (1 + (read / (c["warm_l2"] * H100.l2_bytes)) ** 6)
+        memory_s = time.memory_s_per_token * warm
+        cold = time.fixed_s + context * (time.memory_s_per_token + time.compute_s_per_token)
+        seen = time.fixed_s + context * (memory_s + time.compute_s_per_token)
+        asked = fixed * time.fixed_s + body * context * (time.memory_s_per_token + time.compute_s_per_token)
+        yield {
+            "batch_size": sequences, "num_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "step": step,
+            "kv_cache_dtype": "bfloat16", "window_size": 0, "latency": float(asked * seen / cold) * 1e3,
+        }  # fmt: skip
+
+
+def test_decode_attention_finds_fixed_cost_and_slope_and_forgets_the_warm_l2(tmp_path: Path) -> None:
+    write(tmp_path / "attention" / "generation_attention_perf.parquet", list(decode_rows(1.3, 1.1)))
+    sequences = np.array([1.0, 20.0, 64.0, 500.0])
+    mine = backend(tmp_path).decode_attention(sequences, 32, 8, 128, "bf16")
+    theirs = ROOFLINE.decode_attention(sequences, 32, 8, 128, "bf16")
+    np.testing.assert_allclose(mine.fixed_s / theirs.fixed_s, 1.3, rtol=0.01)
+    np.testing.assert_allclose(mine.memory_s_per_token / theirs.memory_s_per_token, 1.1, rtol=0.01)
+
+
+def test_no_fit_reads_keys_faster_than_the_printed_bandwidth(tmp_path: Path) -> None:
+    write(tmp_path / "attention" / "generation_attention_perf.parquet", list(decode_rows(1.0, 0.2)))
+    slope = backend(tmp_path).decode_attention(64.0, 32, 8, 128, "bf16")
+    read_s = 2 * 8 * 128 * 2 / H100.hbm_bytes_per_s
+    assert float(slope.memory_s_per_token + slope.compute_s_per_token) >= read_s * (1 - 1e-9)
+
+
+def test_heads_that_were_not_measured_scale_from_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "attention" / "generation_attention_perf.parquet", list(decode_rows(1.3, 1.1)))
+    measured = backend(tmp_path)
+    mine, theirs = (b.decode_attention(8.0, 20, 5, 128, "bf16") for b in (measured, ROOFLINE))
+    assert float(mine.fixed_s / theirs.fixed_s) == pytest.approx(1.3, rel=0.01)
+    assert "nearest measured" in measured.provenance()[0]
+
+
+def prefill_rows(fixed: float, body: Callable[[int], float], window: int = 0) -> Iterator[dict[str, object]]:
+    for sequences, prompt in itertools.product((1, 2, 8), (16, 256, 2048, 16384)):
+        time = ROOFLINE.prefill_attention(prompt, 0, 32, 8, 128, "bf16", window or None)
+        latency_s = fixed * time.fixed_s + sequences * body(prompt) * (time.memory_s + time.compute_s)
+        yield {
+            "batch_size": sequences, "num_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "isl": prompt,
+            "kv_cache_dtype": "bfloat16", "window_size": window, "step": 0, "latency": float(latency_s) * 1e3,
+        }  # fmt: skip
+
+
+def test_a_chunk_with_context_runs_at_the_utilisation_of_a_prompt_with_as_many_pairs(tmp_path: Path) -> None:
+    """1024 queries after 1533 tokens see as many keys as a prompt of 2,048 does: the body of 2,048 tokens, 1.4."""
+    rows = list(prefill_rows(1.2, lambda prompt: 1.4 if prompt >= 2048 else 1.0))
+    write(tmp_path / "attention" / "context_attention_perf.parquet", rows)
+    new, context = 1024.0, 1533.0
+    assert new * (context + (new + 1) / 2) == pytest.approx(2048 * 2049 / 2, rel=0.002)
+    mine = backend(tmp_path).prefill_attention(new, context, 32, 8, 128, "bf16")
+    theirs = ROOFLINE.prefill_attention(new, context, 32, 8, 128, "bf16")
+    assert float(mine.fixed_s / theirs.fixed_s) == pytest.approx(1.2, rel=0.05)
+    assert float(mine.compute_s / theirs.compute_s) == pytest.approx(1.4, rel=0.02)
+
+
+def test_sliding_windows_use_their_own_rows_and_full_attention_never_does(tmp_path: Path) -> None:
+    rows = [*prefill_rows(1.0, lambda prompt: 1.1), *prefill_rows(1.0, lambda prompt: 3.0, window=1024)]
+    write(tmp_path / "attention" / "context_attention_perf.parquet", rows)
+    measured = backend(tmp_path)
+    for window, factor in ((None, 1.1), (1024, 3.0), (512, 1.1)):
+        mine, theirs = (b.prefill_attention(4096.0, 0.0, 32, 8, 128, "bf16", window) for b in (measured, ROOFLINE))
+        assert float(mine.compute_s / theirs.compute_s) == pytest.approx(factor, rel=0.02)
+
+
+def test_an_affine_fit_of_rows_that_are_all_fixed_cost_leaves_the_body_alone() -> None:
+    fixed, body = np.full(5, 10e-6), np.full(5, 1e-9)
+    a, b = affine_factors(fixed, body, 1.2 * fixed)
+    assert a == pytest.approx(1.2, rel=0.01)
+    assert b == pytest.approx(1.0, rel=0.01)
+
+
+# --- experts --------------------------------------------------------------------------------------------------------------
+
+
+def moe_rows(distribution: str, factor: float, experts: int) -> Iterator[dict[str, object]]:
+    for count in (1, 16, 256, 4096):
+        time = ROOFLINE.moe(count, 4096, 1024, experts, experts, 2, "bf16")
+        yield {
+            "moe_dtype": "bfloat16", "num_tokens": count, "hidden_size": 4096, "inter_size": 2048, "topk": 2,
+            "num_experts": experts, "moe_tp_size": 2, "moe_ep_size": 1, "distribution": distribution,
+            "latency": float(time.total_s) * factor * 1e3,
+        }  # fmt: skip
+
+
+def test_experts_take_balanced_rows_and_skewed_ones_only_where_there_are_no_others(tmp_path: Path) -> None:
+    skewed = list(moe_rows("power_law_1.01", 1.5, 8))
+    write(tmp_path / "both" / "moe" / "moe_perf.parquet", [*skewed, *moe_rows("balanced", 1.2, 8)])
+    write(tmp_path / "skewed" / "moe" / "moe_perf.parquet", skewed)
+    theirs = ROOFLINE.moe(4096, 4096, 1024, 8, 8, 2, "bf16").total_s
+    for folder, factor in (("both", 1.2), ("skewed", 1.5)):
+        measured = backend(tmp_path / folder)
+        mine = measured.moe(4096, 4096, 1024, 8, 8, 2, "bf16").total_s
+        assert float(mine / theirs) == pytest.approx(factor, rel=1e-3)
+        assert any("power_law" in note for note in measured.notes) == (folder == "skewed")
+
+
+def test_experts_between_two_measured_shapes_deviate_like_their_mean(tmp_path: Path) -> None:
+    rows = [*moe_rows("power_law_1.01", 1.1, 8), *moe_rows("power_law_1.01", 1.3, 32)]
+    write(tmp_path / "moe" / "moe_perf.parquet", rows)
+    measured = backend(tmp_path)
+    mine = measured.moe(256, 4096, 1024, 16, 16, 2, "bf16").total_s
+    theirs = ROOFLINE.moe(256, 4096, 1024, 16, 16, 2, "bf16").total_s
+    assert float(mine / theirs) == pytest.approx(np.sqrt(1.1 * 1.3))
+    assert "nearest measured" in measured.provenance()[0]
+
+
+# --- where tables come from, and what is said of them ---------------------------------------------------------------------
+
+
+def test_what_is_not_in_the_tables_is_the_rooflines_and_noted(steady: MeasuredKernels) -> None:
+    mine, theirs = (b.gemm(17, 4096, 4096, "int4_wo").total_s for b in (steady, ROOFLINE))
+    assert mine == theirs
+    assert steady.decode_attention(8.0, 32, 8, 128, "bf16") == ROOFLINE.decode_attention(8.0, 32, 8, 128, "bf16")
+    steady.elementwise(1e6)
+    for text in ("gemm int4_wo: no measured table of h100-sxm; roofline", "elementwise: not in the tables; roofline"):
+        assert text in steady.notes
+
+
+def test_a_gpu_without_tables_is_the_roofline_throughout() -> None:
+    l40s = load_gpu("l40s")
+    measured, roofline = MeasuredKernels(l40s, None), Roofline(l40s)
+    assert measured.gemm(9, 4096, 4096, "bf16") == roofline.gemm(9, 4096, 4096, "bf16")
+    assert measured.moe(9, 4096, 1024, 8, 8, 2, "bf16") == roofline.moe(9, 4096, 1024, 8, 8, 2, "bf16")
+    assert measured.provenance() == [
+        "gemm bf16: no measured table of l40s; roofline", "moe bf16: no measured table of l40s; roofline",
+    ]  # fmt: skip
+
+
+def test_provenance_names_the_table_and_the_share_beyond_it(tmp_path: Path) -> None:
+    write(tmp_path / "h100_sxm" / "gemm" / "gemm_perf.parquet", list(gemm_rows(noisy)))
+    measured = backend(tmp_path / "h100_sxm")
+    measured.gemm(np.array([1.0, 4096.0, 4097.0, 1e5]), 2048, 2048, "bf16")
+    expected = "gemm bf16: h100_sxm/gemm/gemm_perf.parquet (VLLM 9.9.9), 45 rows, 50% of look-ups extrapolated"
+    assert measured.provenance() == [expected]
+
+
+def test_a_faster_memory_shortens_measured_kernels_by_what_the_roofline_says(tmp_path: Path) -> None:
+    write(tmp_path / "gemm" / "gemm_perf.parquet", list(gemm_rows(lambda m, n, k: FACTOR)))
+    faster = dataclasses.replace(H100, hbm_bytes_per_s=2 * H100.hbm_bytes_per_s)
+    mine = MeasuredKernels(faster, GpuTables(tmp_path)).gemm(1, 8192, 8192, "bf16").total_s
+    assert float(mine / Roofline(faster).gemm(1, 8192, 8192, "bf16").total_s) == pytest.approx(FACTOR)
+
+
+def test_without_tables_the_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(measured_tables.VARIABLE, raising=False)
+    monkeypatch.setattr(measured_tables, "PACKAGE", "no_such_package_of_tables")
+    with pytest.raises(InputError, match="no measured kernel tables") as absent:
+        find_tables(H100, where="run.yaml: costs")
+    assert "twowalls[measured]" in absent.value.hint
+    assert "TWOWALLS_TABLES" in absent.value.hint
+    monkeypatch.setenv(measured_tables.VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="which is no folder"):
+        find_tables(H100)
+
+
+def test_tables_are_found_by_gpu_engine_and_newest_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The layout of the package: <gpu>/<family>/<framework>/<version>/<file>."""
+    for path, factor in {
+        "vllm/0.9.1": 2.0,
+        "vllm/0.24.0": 1.5,
+        "trtllm/1.3.0rc9": 3.0,
+        "trtllm/1.3.0rc20": 1.2,
+    }.items():
+        file = tmp_path / "h100_sxm" / "gemm" / path / "gemm_perf.parquet"
+        write(file, list(gemm_rows(lambda m, n, k, f=factor: f)))
+    monkeypatch.setenv(measured_tables.VARIABLE, str(tmp_path))
+    theirs = ROOFLINE.gemm(64, 2048, 2048, "bf16").total_s
+    for framework, factor in {"vllm": 1.5, "trtllm": 1.2, "sglang": 1.5}.items():
+        mine = MeasuredKernels.find(H100, framework).gemm(64, 2048, 2048, "bf16").total_s
+        assert float(mine / theirs) == pytest.approx(factor)
+    assert find_tables(load_gpu("l40s")) is None
+
+
+def test_a_table_without_a_column_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "gemm" / "gemm_perf.parquet", [{"m": 1, "n": 1, "latency": 1.0}])
+    with pytest.raises(InputError, match="lacks the columns k"):
+        backend(tmp_path).gemm(1, 512, 512, "bf16")
+
+
+def test_a_scenario_names_the_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write(tmp_path / "h100_sxm" / "gemm" / "gemm_perf.parquet", list(gemm_rows(lambda m, n, k: FACTOR)))
+    monkeypatch.setenv(measured_tables.VARIABLE, str(tmp_path))
+    draft = {
+        "name": "measured", "model": "llama-3.1-8b", "cluster": {"topology": "dgx-h100"}, "costs": "measured",
+        "workload": {
+            "arrivals": {"kind": "closed_loop", "concurrency": 1}, "num_requests": 1,
+            "lengths": {"kind": "fixed", "input_tokens": 16, "output_tokens": 4},
+        },
+    }  # fmt: skip
+    deployment = Deployment.of(Scenario.from_dict(draft))
+    found: KernelBackend = deployment.backend(H100)
+    assert float(found.gemm(1, 512, 512, "bf16").total_s) == pytest.approx(
+        FACTOR * float(ROOFLINE.gemm(1, 512, 512, "bf16").total_s)
+    )
+
+
+# --- the real tables ------------------------------------------------------------------------------------------------------
+
+
+def leave_one_out(curve: Curve) -> np.ndarray:
+    """Relative errors at every inner point of a curve of log ratios, from the points beside it."""
+    x, y = curve.log_grid, curve.values
+    beside = [np.interp(x[i], np.delete(x, i), np.delete(y, i)) for i in range(1, len(x) - 1)]
+    return np.abs(np.expm1(np.array(beside) - y[1:-1]))
+
+
+@needs_tables
+@pytest.mark.parametrize(
+    ("folder", "bound"), [("a100_sxm", 0.09), ("h100_sxm", 0.07), ("h200_sxm", 0.07), ("b200_sxm", 0.075)]
+)
+def test_leaving_out_a_width_the_others_predict_it(folder: str, bound: float) -> None:
+    """bf16 GEMMs with n, k >= 512: the error of a shape between measured ones."""
+    measured = MeasuredKernels(load_gpu(MEASURED[folder]), GpuTables(SHARED / folder))
+    measured.gemm(1, 4096, 4096, "bf16")
+    grid = measured._gemm_grid("bf16")
+    assert grid is not None
+    n, k = grid.axes[1], grid.axes[2]
+    inside = k >= 512
+    errors = [
+        leave_one_out(Curve(np.log(n[n >= 512]), grid.values[i, n >= 512, j]))
+        for i in range(0, len(grid.axes[0]), 5)
+        for j in np.flatnonzero(inside)
+    ]
+    error = float(np.mean(np.concatenate(errors)))
+    print(f"{folder} gemm bf16 leave-one-out: {error:.1%}")
+    assert error < bound
+
+
+@needs_tables
+@pytest.mark.parametrize("folder", sorted(MEASURED))
+def test_decode_attention_is_affine_in_its_contexts(folder: str) -> None:
+    """Within 8 % on average, over the shapes of Llama 3 under tensor parallelism, once L2 is cold."""
+    gpu = load_gpu(MEASURED[folder])
+    measured, roofline = MeasuredKernels(gpu, GpuTables(SHARED / folder)), Roofline(gpu)
+    where = {"kv_cache_dtype": "bfloat16", "window_size": 0}
+    shape = ("num_heads", "num_key_value_heads", "head_dim", "batch_size", "step")
+    table = GpuTables(SHARED / folder).read("attention", "generation_attention_perf.parquet", where, shape)
+    assert table is not None
+    errors = []
+    for heads, kv_heads in ((32, 8), (16, 4), (8, 2), (8, 1), (64, 8)):
+        mine = (table["num_heads"] == heads) & (table["num_key_value_heads"] == kv_heads) & (table["head_dim"] == 128)
+        context = table["batch_size"] * (table["step"] + 1)
+        # beyond L2, where the test bench reads from HBM as an engine does
+        rows = table.only(mine & (context * kv_heads * 512 > 4 * gpu.l2_bytes) & (table["step"] >= 255))
+        context = rows["batch_size"] * (rows["step"] + 1)
+        time = measured.decode_attention(rows["batch_size"], heads, kv_heads, 128, "bf16")
+        total = time.fixed_s + context * (time.memory_s_per_token + time.compute_s_per_token)
+        errors.append(total / rows["latency_s"] - 1)
+    error = float(np.mean(np.abs(np.concatenate(errors))))
+    print(f"{folder} decode attention, affine: {error:.1%}")
+    assert error < 0.08
+    assert roofline.gpu is measured.gpu
+
+
+@needs_tables
+@pytest.mark.parametrize("folder", sorted(MEASURED))
+def test_real_tables_give_finite_positive_times_over_a_whole_deployment(folder: str) -> None:
+    """And nearly monotone: the dips are those of the tables themselves, where a library changes its kernel."""
+    measured = MeasuredKernels(load_gpu(MEASURED[folder]), GpuTables(SHARED / folder))
+    m = np.arange(1.0, 8194.0)
+    for n, k in ((6144, 4096), (28672, 8192), (8192, 14336), (128256, 8192)):
+        total = measured.gemm(m, n, k, "bf16").total_s
+        assert np.isfinite(total).all()
+        assert (total > 0).all()
+        share = total / np.maximum.accumulate(total)
+        assert share.min() > 0.75
+        assert np.mean(share < 0.9) < 0.1
+    assert "gemm bf16" in measured.provenance()[0]
