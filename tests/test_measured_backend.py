@@ -363,6 +363,15 @@ def test_tables_are_found_by_gpu_engine_and_newest_version(monkeypatch: pytest.M
     assert find_tables(load_gpu("l40s")) is None
 
 
+def test_a_newer_version_with_a_handful_of_rows_does_not_hide_the_full_table(tmp_path: Path) -> None:
+    rows = list(gemm_rows(lambda m, n, k: FACTOR))
+    write(tmp_path / "gemm" / "vllm" / "0.24.0" / "gemm_perf.parquet", rows)
+    write(tmp_path / "gemm" / "vllm" / "0.25.0" / "gemm_perf.parquet", rows[:5])
+    table = GpuTables(tmp_path).read("gemm", "gemm_perf.parquet", {"gemm_dtype": "bfloat16"}, ("m", "n", "k"))
+    assert table is not None
+    assert len(table) == len(rows)
+
+
 def test_a_table_without_a_column_is_named(tmp_path: Path) -> None:
     write(tmp_path / "gemm" / "gemm_perf.parquet", [{"m": 1, "n": 1, "latency": 1.0}])
     with pytest.raises(InputError, match="lacks the columns k"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,18 +69,20 @@ class GpuTables:
         Raises:
             InputError: the file lacks one of the columns.
         """
-        path = self._path(family, file)
-        return None if path is None else _read(path, tuple(where.items()), tuple(shape))
-
-    def _path(self, family: str, file: str) -> Path | None:
-        flat = self.folder / family / file
-        if flat.is_file():
-            return flat
-        for framework in dict.fromkeys((self.framework, DEFAULT_FRAMEWORK)):
-            found = sorted((self.folder / family / framework).glob(f"*/{file}"), key=_version)
-            if found:
-                return found[-1]
+        for paths in self._paths(family, file):
+            tables = [table for path in paths if (table := _read(path, tuple(where.items()), tuple(shape))) is not None]
+            most = max((len(table) for table in tables), default=0)
+            # a release candidate may bring no more than the few shapes that it added
+            for table in reversed(tables):
+                if 2 * len(table) >= most:
+                    return table
         return None
+
+    def _paths(self, family: str, file: str) -> Iterator[list[Path]]:
+        """The places to look in one after the other, each with its versions in ascending order."""
+        yield [path for path in [self.folder / family / file] if path.is_file()]
+        for framework in dict.fromkeys((self.framework, DEFAULT_FRAMEWORK)):
+            yield sorted((self.folder / family / framework).glob(f"*/{file}"), key=_version)
 
 
 def find_tables(gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "costs") -> GpuTables | None:
