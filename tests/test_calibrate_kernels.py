@@ -74,7 +74,7 @@ def test_calibration_finds_the_constants_that_made_the_table(made_up: Path) -> N
     found = result.gpu.kernels["gemm"]["bf16"]
     assert found.constants["compute"] == pytest.approx(0.7, rel=0.03)
     assert found.constants["memory"] == pytest.approx(0.8, rel=0.03)
-    assert found.error == {"mape": headline.mape, "rows": 80}
+    assert found.error == {"mape": headline.mape, "rows": 80, "mape_all": everything.mape, "rows_all": 80}
     # what the tables do not have keeps the constants of the catalogue
     assert result.gpu.kernels["moe"] == load_gpu("h100-sxm").kernels["moe"]
 

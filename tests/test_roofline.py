@@ -40,6 +40,8 @@ def test_ideal_attention_reads_the_cache_once() -> None:
     time = Roofline(H100, ideal=True).decode_attention(64.0, 64, 8, 128, "bf16")
     assert time.fixed_s == 0
     assert time.memory_s_per_token == pytest.approx(2 * 8 * 128 * 2 / 3.35e12, rel=1e-12)
+    one = Roofline(H100, ideal=True).prefill_attention(1.0, 8191.0, 8, 8, 128, "bf16")
+    assert one.total_s == pytest.approx((2 * 8192 + 2) * 8 * 128 * 2 / 3.35e12, rel=1e-12)
     assert Roofline(H100, ideal=True).elementwise(3.35e9, 7).total_s == pytest.approx(1e-3, rel=1e-12)
 
 

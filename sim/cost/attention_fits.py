@@ -59,8 +59,8 @@ def prefill_attention(
 
     A score costs 4 x head_dim FLOPs on the tensor cores and one exponential on the special-function units, at `softmax` of
     16 a cycle and SM (CUDA programming guide, throughput of arithmetic instructions; FlashAttention-3, section 1); tiles
-    add `tile` rows and columns. Keys and values are gathered from their pages, and converted, at `kv` bytes a cycle on
-    every SM. A tile of queries costs `block_s` of its SM to begin and end. The kernel ends with its longest row of tiles,
+    add `tile` rows and columns. Queries, keys, values and outputs pass HBM; keys and values are gathered from their
+    pages, and converted, at `kv` bytes a cycle on every SM. A tile of queries costs `block_s` of its SM to begin and end. The kernel ends with its longest row of tiles,
     alone on its SM: `tail` of that row is paid on top.
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
@@ -68,9 +68,10 @@ def prefill_attention(
     score_s = _score_s(c, gpu, head_dim, kv_dtype) * _wide(c, head_dim)
     compute_s = sequences * heads * attended_pairs(new, context, window, c["tile"]) * score_s
     keys = new + (context if window is None else np.minimum(context, window))
-    queries_s = 2 * ACTIVATION_BYTES * new * heads * head_dim / gpu.hbm_bytes_per_s
-    keys_s = 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim / (c["kv"] * cycles_per_s(gpu))
-    memory_s = sequences * (queries_s + keys_s)
+    queries_bytes = 2 * ACTIVATION_BYTES * new * heads * head_dim
+    keys_bytes = 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim
+    gather_s = keys_bytes / (c["kv"] * cycles_per_s(gpu))
+    memory_s = sequences * ((queries_bytes + keys_bytes) / gpu.hbm_bytes_per_s + gather_s)
     row = keys if window is None else np.minimum(keys, window)
     tail_s = c["tail"] * QUERY_TILE * row * score_s * gpu.sm_count
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])

@@ -28,7 +28,8 @@ class KernelFit:
     fitted_on: str
     """The GPU whose measured kernels they were fitted to."""
     error: Mapping[str, float]
-    """How well the fit meets those measurements: mape (a fraction), rows, and the like; empty if nobody measured."""
+    """How well the fit meets those measurements, as fractions: `mape` on the `rows` that serving uses, `mape_all` on
+    `rows_all`; empty if nobody measured."""
 
 
 KernelFits = Mapping[str, Mapping[str, KernelFit]]

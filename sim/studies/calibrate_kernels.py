@@ -65,7 +65,7 @@ def calibrate(folder: str | Path, gpu: str | Gpu) -> Calibration:
     errors: list[ErrorRow] = []
     gemv = _elementwise(tables, fitted)
     if gemv is not None:
-        fitted = _with_fit(fitted, "elementwise", "bf16", *gemv)
+        fitted = _with_fit(fitted, "elementwise", "bf16", gemv[0], gemv[1], gemv[1])
         errors.append(gemv[1])
     for kind in KERNEL_KINDS:
         table = read_table(tables, kind.file, kind.where, kind.shape)
@@ -76,7 +76,7 @@ def calibrate(folder: str | Path, gpu: str | Gpu) -> Calibration:
         constants = fit(kind, fitted, table)
         rows = error_rows(kind, fitted, constants, table)
         errors += rows
-        fitted = _with_fit(fitted, kind.kind, kind.dtype, constants, rows[0])
+        fitted = _with_fit(fitted, kind.kind, kind.dtype, constants, *rows)
     if not errors:
         raise InputError(str(folder), f"has no kernel tables of {fitted.name}")
     return Calibration(fitted, errors)
@@ -196,8 +196,9 @@ def _elementwise(tables: Path, gpu: Gpu) -> tuple[Constants, ErrorRow] | None:
     return {"launch_s": launch_s, "memory": memory}, _error_row(gpu.name, "elementwise", "bf16", "headline", error)
 
 
-def _with_fit(gpu: Gpu, kind: str, dtype: str, constants: Constants, error: ErrorRow) -> Gpu:
-    fit_ = KernelFit(dict(constants), gpu.name, {"mape": error.mape, "rows": error.n})
+def _with_fit(gpu: Gpu, kind: str, dtype: str, constants: Constants, headline: ErrorRow, everything: ErrorRow) -> Gpu:
+    error = {"mape": headline.mape, "rows": headline.n, "mape_all": everything.mape, "rows_all": everything.n}
+    fit_ = KernelFit(dict(constants), gpu.name, error)
     kernels: Mapping[str, Mapping[str, KernelFit]] = {
         **gpu.kernels, kind: {**gpu.kernels.get(kind, {}), dtype: fit_},
     }  # fmt: skip
@@ -216,8 +217,8 @@ def write_fits(gpu: Gpu, folder: Path = GPU_FOLDER) -> Path:
             lines.append(f"  {kind}:")
         for dtype, fit_ in own.items():
             parts = [_constant_text(name, value) for name, value in fit_.constants.items()]
-            error = f"{{mape: {fit_.error['mape']:.4f}, rows: {fit_.error['rows']:.0f}}}"
-            lines.append(f"    {dtype}: {{{', '.join([*parts, f'error: {error}'])}}}")
+            error = ", ".join(f"{name}: {round(value, 4):g}" for name, value in fit_.error.items())
+            lines.append(f"    {dtype}: {{{', '.join([*parts, f'error: {{{error}}}'])}}}")
     path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
     load_gpu.cache_clear()
     return path
