@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCENARIO ?= scenarios/llama3-70b-2xh100-64way.yaml
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench notebooks clean
 
 run: $(VENV)/installed
 	@$(BIN)/twowalls run $(SCENARIO)
@@ -19,6 +19,10 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -m benchmark -s
+
+# runs every cell of every script and writes what it shows beside it; a cell that fails ends it
+notebooks: $(VENV)/installed
+	$(BIN)/jupytext --quiet --to ipynb --execute notebooks/*.py
 
 # one stamp for the whole environment: made again when the project's dependencies change
 $(VENV)/installed: pyproject.toml
