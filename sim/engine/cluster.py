@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import simpy
 from simpy.core import EmptySchedule
 from simpy.events import Event, Timeout
@@ -69,30 +71,45 @@ class Cluster:
         self._exit_s = exit_s
         self._content = content
         self._progress = progress
-        self._sent = 0
+        load = workload
+        self._next_turn = None if load.next_turn is None else load.next_turn.tolist()
+        self._labelled = any(column is not None for column in (load.session, load.tenant, load.priority))
         self._in_flight: dict[Sequence, ServingReplica] = {}
         self._next = self._requests()
-        self._upcoming: tuple[float, int, int] | None = None
+        self._upcoming: tuple[int, float, int, int] | None = None
+        self._at_once: deque[tuple[int, float, int, int]] = deque()
+        """What is sent without any delay, while something is being sent."""
+        self._sending = False
 
     # --- the workload -----------------------------------------------------------------------------------------------------
 
-    def _requests(self) -> Iterator[tuple[float, int, int, float]]:
-        """(arrival, prompt tokens, output tokens, think time) of each request in order."""
+    def _requests(self) -> Iterator[tuple[int, float, int, int, float]]:
+        """(row, arrival, prompt tokens, output tokens, think time) of each request in order, later turns left out."""
         load = self.workload
+        first = np.ones(len(load), dtype=bool)
+        if load.next_turn is not None:
+            first[load.next_turn[load.next_turn >= 0]] = False
         for start in range(0, len(load), ARRIVALS_AT_ONCE):
-            part = slice(start, start + ARRIVALS_AT_ONCE)
-            prompts, outputs = load.input_tokens[part].tolist(), load.output_tokens[part].tolist()
+            rows = start + np.flatnonzero(first[start : start + ARRIVALS_AT_ONCE])
+            prompts, outputs = load.input_tokens[rows].tolist(), load.output_tokens[rows].tolist()
             zeros = [0.0] * len(prompts)
-            arrivals = zeros if load.arrival_s is None else load.arrival_s[part].tolist()
-            thinks = zeros if load.think_time_s is None else load.think_time_s[part].tolist()
-            yield from zip(arrivals, prompts, outputs, thinks, strict=True)
+            arrivals = zeros if load.arrival_s is None else load.arrival_s[rows].tolist()
+            thinks = zeros if load.think_time_s is None else load.think_time_s[rows].tolist()
+            yield from zip(rows.tolist(), arrivals, prompts, outputs, thinks, strict=True)
 
-    def _send(self, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
-        """The next request reaches the router now."""
-        id = self._sent
-        self._sent += 1
-        content = None if self._content is None else self._content(id)
-        seq = Sequence(id, arrival_s, prompt_tokens, output_tokens, self._max_model_len, content)
+    def _sequence(self, row: int, arrival_s: float, prompt_tokens: int, output_tokens: int) -> Sequence:
+        content = None if self._content is None else self._content(row)
+        seq = Sequence(row, arrival_s, prompt_tokens, output_tokens, self._max_model_len, content)
+        if self._labelled:
+            load = self.workload
+            seq.session = -1 if load.session is None else int(load.session[row])
+            seq.tenant = 0 if load.tenant is None else int(load.tenant[row])
+            seq.priority = 0 if load.priority is None else int(load.priority[row])
+        return seq
+
+    def _send(self, row: int, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
+        """A request reaches the router now."""
+        seq = self._sequence(row, arrival_s, prompt_tokens, output_tokens)
         if prompt_tokens >= self._max_model_len:
             self.recorder.request(seq, -1, float("nan"), REJECTED, 0.0)
             self.over(seq, self.env.now)
@@ -102,26 +119,44 @@ class Cluster:
         replica.submit(seq)
 
     def over(self, seq: Sequence, now_s: float) -> None:
-        """A request is over: a user of a closed loop sends the next one."""
+        """A request is over: the conversation goes on, or a user of a closed loop sends the next one."""
         self.finished += 1
-        self._in_flight.pop(seq, None)
+        replica = self._in_flight.pop(seq, None)
+        if replica is not None:
+            self.router.over(replica)
         if self._progress is not None and not self.finished & 255:
             self._progress(now_s, self.finished)
-        if self.workload.arrival_s is None:
+        if self._next_turn is not None and self._next_turn[seq.id] >= 0:
+            self._send_turn(self._next_turn[seq.id])
+        elif self.workload.arrival_s is None:
             self._send_next(self._exit_s)
 
+    def _send_turn(self, row: int) -> None:
+        """The next turn of a conversation, once its user or tool is ready."""
+        load = self.workload
+        pause_s = 0.0 if load.think_time_s is None else float(load.think_time_s[row])
+        self._send_after(self._exit_s + pause_s, row, int(load.input_tokens[row]), int(load.output_tokens[row]))
+
     def _send_next(self, delay_s: float) -> None:
+        """The next request of a closed loop."""
         request = next(self._next, None)
-        if request is None:
+        if request is not None:
+            row, _, prompt_tokens, output_tokens, think_s = request
+            self._send_after(delay_s + think_s, row, prompt_tokens, output_tokens)
+
+    def _send_after(self, delay_s: float, row: int, prompt_tokens: int, output_tokens: int) -> None:
+        arrival_s = self.env.now + delay_s
+        if delay_s + self._entry_s > 0:
+            timer = self.env.timeout(delay_s + self._entry_s)
+            timer.callbacks.append(lambda _: self._send(row, arrival_s, prompt_tokens, output_tokens))
             return
-        _, prompt_tokens, output_tokens, think_s = request
-        wait_s = delay_s + think_s + self._entry_s
-        arrival_s = self.env.now + delay_s + think_s
-        if wait_s <= 0:
-            self._send(arrival_s, prompt_tokens, output_tokens)
+        self._at_once.append((row, arrival_s, prompt_tokens, output_tokens))
+        if self._sending:
             return
-        timer = self.env.timeout(wait_s)
-        timer.callbacks.append(lambda _: self._send(arrival_s, prompt_tokens, output_tokens))
+        self._sending = True
+        while self._at_once:  # a rejected request asks for the next one at once
+            self._send(*self._at_once.popleft())
+        self._sending = False
 
     def _open_loop(self, _: Event | None = None) -> None:
         """Sends what is due now and waits for the next arrival."""
@@ -131,10 +166,10 @@ class Cluster:
                 self._send(*self._upcoming)
             request = next(self._next, None)
             if request is None:
+                self._upcoming = None
                 return
-            arrival_s = request[0]
-            self._upcoming = request[:3]
-            wait_s = arrival_s + self._entry_s - env.now
+            self._upcoming = request[:4]
+            wait_s = request[1] + self._entry_s - env.now
             if wait_s > 0:
                 Timeout(env, wait_s).callbacks.append(self._open_loop)
                 return
@@ -195,9 +230,9 @@ class Cluster:
             self.recorder.request(seq, replica.index, float("nan"), CUT, self._exit_s)
         for replica in self.replicas:
             replica.stop()
-        for arrival_s, prompt_tokens, output_tokens, _ in self._next:
-            if self.workload.arrival_s is None:
-                break  # a closed loop sends a request when the one before is answered, so these were never due
-            seq = Sequence(self._sent, arrival_s, prompt_tokens, output_tokens, self._max_model_len)
-            self._sent += 1
+        if self.workload.arrival_s is None:
+            return  # a closed loop sends a request when the one before is answered, so the others were never due
+        upcoming = [] if self._upcoming is None else [self._upcoming]
+        for row, arrival_s, prompt_tokens, output_tokens in (*upcoming, *(request[:4] for request in self._next)):
+            seq = Sequence(row, arrival_s, prompt_tokens, output_tokens, self._max_model_len)
             self.recorder.request(seq, -1, float("nan"), CUT, 0.0)

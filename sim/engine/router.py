@@ -2,26 +2,209 @@
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import count
+from random import Random
 from typing import Protocol
 
 from sim.engine.replica import ServingReplica
 from sim.engine.sequence import Sequence
+from sim.errors import InputError, nearest
+
+ROUTERS = (
+    "least_outstanding", "round_robin", "random", "least_kv", "power_of_two", "prefix_affinity", "session_affinity",
+)  # fmt: skip
+AFFINITY_TOKENS = 128
+"""A prefix router looks at prompts in steps of about this many tokens, as engine-side caches hash blocks."""
+IMBALANCE_REQUESTS = 32
+"""More outstanding requests than the least loaded replica has by this, and affinity is given up for balance
+(`balance_abs_threshold` of SGLang's cache-aware router, default 32)."""
+STALE_SHARE = 4
+"""The heap is built anew when it holds so many entries a replica."""
 
 
 class Router(Protocol):
     """Chooses a replica for each request as it arrives."""
 
-    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica: ...
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        """The replica that `seq` is submitted to, now."""
+        ...
+
+    def over(self, replica: ServingReplica) -> None:
+        """A request of `replica` is over."""
+        ...
+
+
+class _Careless:
+    """A router that does not care how requests end."""
+
+    def over(self, replica: ServingReplica) -> None:
+        return
 
 
 class LeastOutstanding:
-    """The replica with the fewest requests that are not over; the first of them if several have as few."""
+    """The replica with the fewest requests that are not over; the first of them if several have as few.
+
+    A heap of (outstanding, index), written as one number, follows every change; an entry that is not true any more is
+    dropped when it comes to the top. So a choice costs a few microseconds however many replicas there are.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[int] = []
+        self._count = 0
 
     def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
-        if len(replicas) == 1:
+        count, heap = len(replicas), self._heap
+        if count == 1:
             return replicas[0]
-        return min(replicas, key=_outstanding)
+        if count != self._count or len(heap) > STALE_SHARE * count:
+            self._count = count
+            self._heap = heap = [r.outstanding * count + i for i, r in enumerate(replicas)]
+            heapify(heap)
+        while True:
+            entry = heap[0]
+            replica = replicas[entry % count]
+            if replica.outstanding == entry // count:
+                heapreplace(heap, entry + count)
+                return replica
+            heappop(heap)
+
+    def over(self, replica: ServingReplica) -> None:
+        if self._count:
+            heappush(self._heap, replica.outstanding * self._count + replica.index)
+
+    def add(self, replica: ServingReplica) -> None:
+        """A request is submitted to `replica` now that was not chosen here."""
+        if self._count:
+            heappush(self._heap, (replica.outstanding + 1) * self._count + replica.index)
 
 
-def _outstanding(replica: ServingReplica) -> int:
-    return replica.outstanding
+class RoundRobin(_Careless):
+    """One replica after another."""
+
+    def __init__(self) -> None:
+        self._next = count()
+
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        return replicas[next(self._next) % len(replicas)]
+
+
+class RandomChoice(_Careless):
+    """Any replica, all equally likely."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        return replicas[int(self._random.random() * len(replicas))]
+
+
+class PowerOfTwo(_Careless):
+    """Of two replicas drawn at random, the one with fewer requests outstanding; of equals the first drawn.
+
+    Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.
+    """
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        total = len(replicas)
+        if total == 1:
+            return replicas[0]
+        first = int(self._random.random() * total)
+        second = int(self._random.random() * (total - 1))
+        second += second >= first
+        return replicas[second] if replicas[second].outstanding < replicas[first].outstanding else replicas[first]
+
+
+class LeastKv(_Careless):
+    """The replica with the smallest share of its KV blocks in use at this moment; of equals the least outstanding."""
+
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        return min(replicas, key=lambda replica: (replica.kv_usage, replica.outstanding))
+
+
+class PrefixAffinity:
+    """The replica that last got the longest beginning of this prompt, unless it is much busier than the least busy one.
+
+    The router remembers what it sent, not what replicas still hold, as routers outside the engine do.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self._least = LeastOutstanding()
+        self._block_size = block_size
+        self._stride = max(AFFINITY_TOKENS // block_size, 1)
+        self._sent_to: dict[int, int] = {}
+        """Replica by key of a prefix."""
+
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        keys = self._keys(seq)
+        known = next((self._sent_to[key] for key in reversed(keys) if key in self._sent_to), None)
+        chosen = self._least.choose(replicas, seq)
+        if known is not None and replicas[known].outstanding - chosen.outstanding <= IMBALANCE_REQUESTS:
+            self._least.over(chosen)  # it was not sent there after all
+            chosen = replicas[known]
+            self._least.add(chosen)
+        for key in keys:
+            self._sent_to[key] = chosen.index
+        return chosen
+
+    def over(self, replica: ServingReplica) -> None:
+        self._least.over(replica)
+
+    def _keys(self, seq: Sequence) -> list[int]:
+        if seq.content is None:
+            return []
+        blocks = seq.prompt_tokens // self._block_size
+        return [seq.content.key(block, self._block_size) for block in range(self._stride - 1, blocks, self._stride)]
+
+
+class SessionAffinity:
+    """Every turn of a conversation to the replica of its first one; that goes to the least outstanding."""
+
+    def __init__(self) -> None:
+        self._least = LeastOutstanding()
+        self._replica_of: dict[int, ServingReplica] = {}
+
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        known = self._replica_of.get(seq.session)
+        if known is not None:
+            self._least.add(known)
+            return known
+        chosen = self._least.choose(replicas, seq)
+        if seq.session >= 0:
+            self._replica_of[seq.session] = chosen
+        return chosen
+
+    def over(self, replica: ServingReplica) -> None:
+        self._least.over(replica)
+
+
+def make_router(name: str, random: Random, block_size: int, where: str = "deployment.router") -> Router:
+    """The router of this name.
+
+    Args:
+        name: one of `ROUTERS`.
+        random: for the routers that draw.
+        block_size: tokens of a KV block, for the one that looks at prefixes.
+
+    Raises:
+        InputError: no such router.
+    """
+    match name:
+        case "least_outstanding":
+            return LeastOutstanding()
+        case "round_robin":
+            return RoundRobin()
+        case "random":
+            return RandomChoice(random)
+        case "power_of_two":
+            return PowerOfTwo(random)
+        case "least_kv":
+            return LeastKv()
+        case "prefix_affinity":
+            return PrefixAffinity(block_size)
+        case "session_affinity":
+            return SessionAffinity()
+    raise InputError(where, f"got '{name}'", nearest(name, ROUTERS))

@@ -12,6 +12,7 @@ from sim.scenario import workload_spec as specs
 from sim.workload import arrivals, lengths
 from sim.workload.randomness import generator
 from sim.workload.request import SharedPrefixPrompts
+from sim.workload.sessions import SessionPrompts, draw_turns
 from sim.workload.traces import read_trace, scale_rate
 from sim.workload.workload import Workload, think_times
 
@@ -29,10 +30,14 @@ def build_workload(spec: specs.WorkloadSpec) -> Workload:
         workload = _from_trace(spec, spec.arrivals)
     elif isinstance(spec.arrivals, specs.ClosedLoop):
         workload = _closed_loop(spec, spec.arrivals)
-    else:
+    elif spec.sessions is None:
         arrival_s = _arrival_times(spec.arrivals, spec.num_requests, spec.seed)
         workload = Workload(*_token_counts(spec.lengths, len(arrival_s), spec.seed), arrival_s)
-    return workload if spec.shared_prefix is None else _prefixed(workload, spec.shared_prefix, spec.seed)
+    else:
+        workload = _conversations(spec, spec.sessions, None)
+    if spec.shared_prefix is not None and spec.sessions is None:
+        workload = _prefixed(workload, spec.shared_prefix, spec.seed)
+    return workload if spec.tenants is None else _tenanted(workload, spec.tenants, spec.seed)
 
 
 def _prefixed(workload: Workload, spec: specs.SharedPrefix, seed: int) -> Workload:
@@ -46,10 +51,58 @@ def _prefixed(workload: Workload, spec: specs.SharedPrefix, seed: int) -> Worklo
 
 
 def _closed_loop(spec: specs.WorkloadSpec, loop: specs.ClosedLoop) -> Workload:
+    if spec.sessions is not None:
+        return _conversations(spec, spec.sessions, loop)
     count = spec.num_requests or DEFAULT_REQUESTS
     tokens = _token_counts(spec.lengths, count, spec.seed)
     thinking = think_times(count, loop.think_time_s, loop.think_time_cv, generator(spec.seed, "think_time"))
     return Workload(*tokens, concurrency=loop.concurrency, think_time_s=thinking, ramp_s=loop.ramp_s)
+
+
+def _conversations(spec: specs.WorkloadSpec, sessions: specs.Sessions, loop: specs.ClosedLoop | None) -> Workload:
+    """Turns that arrive after each other; conversations that arrive as `spec` says, or from the users of a closed loop."""
+    least, most = sessions.turns
+    random = generator(spec.seed, "sessions")
+    all_stages = isinstance(spec.arrivals, specs.Piecewise) and spec.num_requests is None
+    starts_s = _arrival_times(spec.arrivals, None, spec.seed) if all_stages else None
+    if starts_s is None:
+        turns = draw_turns(spec.num_requests or DEFAULT_REQUESTS, None, least, most, random)
+    else:
+        turns = draw_turns(None, len(starts_s), least, most, random)
+    count, first = len(turns.session), turns.first
+    new, outputs = _token_counts(spec.lengths, count, spec.seed)
+    system_of, system = None, spec.shared_prefix
+    if system is not None:
+        system_of = generator(spec.seed, "prefixes").integers(0, system.prefixes, int(first.sum()))
+    system_tokens = 0 if system is None else system.tokens
+    pauses = think_times(count, sessions.pause_s, sessions.pause_cv, random)
+    before = (
+        0.0
+        if loop is None
+        else think_times(count, loop.think_time_s, loop.think_time_cv, generator(spec.seed, "think_time"))
+    )
+    if loop is None and starts_s is None:
+        starts_s = _arrival_times(spec.arrivals, int(first.sum()), spec.seed)
+    return Workload(
+        turns.grown(new, outputs, system_tokens),
+        outputs,
+        None if starts_s is None else starts_s[turns.session],
+        None if loop is None else loop.concurrency,
+        np.where(first, 0.0 if before is None else before, 0.0 if pauses is None else pauses),
+        0.0 if loop is None else loop.ramp_s,
+        prompts=SessionPrompts(turns.session, system_of, system_tokens),
+        next_turn=turns.next_turn,
+        session=turns.session,
+    )
+
+
+def _tenanted(workload: Workload, tenants: list[specs.Tenant], seed: int) -> Workload:
+    """The workload with a tenant for each request, the same for all turns of a conversation."""
+    shares = np.array([tenant.share for tenant in tenants])
+    drawn = generator(seed, "tenants").choice(len(tenants), len(workload), p=shares / shares.sum())
+    tenant = drawn if workload.session is None else drawn[workload.session]
+    priorities = np.array([tenant.priority for tenant in tenants])
+    return replace(workload, tenant=tenant, priority=priorities[tenant])
 
 
 def _arrival_times(spec: specs.Arrivals, asked: int | None, seed: int) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -158,10 +158,13 @@ def _range(value: object) -> object:
     return value
 
 
+_RANGE_SCHEMA: dict[str, Any] = {
+    "type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2
+}  # fmt: skip
 TokenRange = Annotated[
     list[int],
     BeforeValidator(_range),
-    WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}),
+    WithJsonSchema(_RANGE_SCHEMA),
 ]
 
 
@@ -211,6 +214,39 @@ class SharedPrefix(Section):
     """How many different ones; each request takes one at random, all equally likely."""
 
 
+def _turns(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return [value, value]
+    return _range(value)
+
+
+class Sessions(Section):
+    """Conversations: every prompt is all that was said before and what `lengths` gives as new.
+
+    The arrivals are those of conversations; a later turn comes a pause after the answer before it.
+    """
+
+    turns: Annotated[
+        list[int],
+        BeforeValidator(_turns),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, _RANGE_SCHEMA]}),
+    ]
+    """Requests of a conversation: a number, or [min, max], all equally likely."""
+    pause_s: Duration = Field(default=0.0, alias="pause")
+    """Mean time from an answer to the next turn: a user reads and types, an agent's tool runs."""
+    pause_cv: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of variation of the pause (gamma distributed); 0: always the mean, 1: exponential."""
+
+
+class Tenant(Section):
+    """One of several who share the replicas."""
+
+    share: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of this tenant among the requests (or conversations)."""
+    priority: int = 0
+    """Lower goes first, under scheduler: priority."""
+
+
 class WorkloadSpec(Section):
     """The requests of a run."""
 
@@ -220,6 +256,10 @@ class WorkloadSpec(Section):
     """Tokens of prompts and outputs; `kind` chooses how. Needed unless the arrivals are a trace."""
     shared_prefix: SharedPrefix | None = None
     """What prompts have in common at their beginning, for prefix caching; null: nothing, or what a trace says."""
+    sessions: Sessions | None = None
+    """Conversations of several turns; null: every request stands alone."""
+    tenants: Annotated[list[Tenant], Field(min_length=1)] | None = None
+    """Who asks, drawn at random for each request (conversation), for scheduler: priority or fair_share; null: one tenant."""
     num_requests: Annotated[int, Field(ge=1)] | None = None
     """Requests sent in all; null: 1000, or all of a trace or of piecewise stages."""
     time_limit_s: PositiveDuration | None = Field(default=None, alias="time_limit")
@@ -235,6 +275,8 @@ class WorkloadSpec(Section):
             raise refuse(
                 "lengths is missing", "add, for example, lengths: {kind: fixed, input_tokens: 512, output_tokens: 128}"
             )
+        if self.sessions is not None and self.arrivals.kind == "trace":
+            raise refuse("sessions with trace arrivals", "leave sessions out, or choose another kind of arrivals")
         if self.num_requests is not None and self.warmup_requests >= self.num_requests:
             problem = f"warmup_requests ({self.warmup_requests}) leaves nothing of num_requests ({self.num_requests})"
             raise refuse(problem, "warm up with fewer requests or send more")

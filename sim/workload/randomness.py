@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy.random import Generator, SeedSequence, default_rng
 
 # The position of a purpose is its spawn key: append, never reorder, or old seeds mean new workloads.
-PURPOSES = ("arrivals", "lengths", "think_time", "trace", "prefixes")
+PURPOSES = ("arrivals", "lengths", "think_time", "trace", "prefixes", "sessions", "tenants", "router")
 
 
 def generator(seed: int, purpose: str) -> Generator:

@@ -20,9 +20,14 @@ class Workload:
         output_tokens: tokens to generate, at least 1.
         arrival_s: arrival times, sorted; None for a closed loop.
         concurrency: users of a closed loop; None for an open one.
-        think_time_s: pause of the user before each request of a closed loop; None: no pause.
+        think_time_s: pause of the user before each request of a closed loop and each later turn of a conversation; None:
+            no pause.
         ramp_s: time over which the users of a closed loop start, evenly: user u of n at u x ramp_s / n.
         prompts: what a prefix cache can see: `prompts.content(r, block_size)`; None: no two prompts begin alike.
+        next_turn: the row that is sent after this one is answered (its own arrival time does not count); -1 or None: none.
+        session: the conversation a request belongs to, -1 for none; None: no conversations.
+        tenant: who asks; None: all the same.
+        priority: lower goes first, where the scheduler looks at it; None: all alike.
         dropped: rows of a trace that were left out because they ask for nothing (failed requests).
     """
 
@@ -33,6 +38,10 @@ class Workload:
     think_time_s: NDArray[np.float64] | None = None
     ramp_s: float = 0.0
     prompts: Prompts | None = None
+    next_turn: NDArray[np.int64] | None = None
+    session: NDArray[np.int64] | None = None
+    tenant: NDArray[np.int64] | None = None
+    priority: NDArray[np.int64] | None = None
     dropped: int = 0
 
     def __len__(self) -> int:
