@@ -70,7 +70,9 @@ def _best_cycles(topology: Topology, members: list[str]) -> list[Ring]:
     widest = rates.max()
     found = linprog(-np.ones(len(cycles)), A_ub=load, b_ub=rates / widest, method="highs")
     total = found.x.sum()
-    return [Ring(order, float(share / total)) for order, share in zip(cycles, found.x, strict=True) if share > 1e-9 * total]
+    return [
+        Ring(order, float(share / total)) for order, share in zip(cycles, found.x, strict=True) if share > 1e-9 * total
+    ]
 
 
 def _cycles(order: list[str], links: dict[str, list[str]], missing: set[str]) -> Iterator[list[str]]:
