@@ -28,7 +28,7 @@ def draw_collectives(times: Sequence[CollectiveTime], title: str, path: Path) ->
     for time, y in zip(times, total, strict=True):
         name = f"{time.algorithm} {time.protocol}".strip()
         if name != before:
-            above.annotate(name, (time.size_bytes, y), (0, 12), textcoords="offset points", fontsize=8, ha="center")
+            above.annotate(name, (time.size_bytes, y), (-6, 6), textcoords="offset points", fontsize=8, ha="right")
         before = name
     above.set(xscale="log", yscale="log", ylabel="time, us", title=title)
     below.set(xscale="log", xlabel="size, bytes", ylabel="bus bandwidth, GB/s")
