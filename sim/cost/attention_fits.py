@@ -59,9 +59,9 @@ def prefill_attention(
 
     A score costs 4 x head_dim FLOPs on the tensor cores and one exponential on the special-function units, at `softmax` of
     16 a cycle and SM (CUDA programming guide, throughput of arithmetic instructions; FlashAttention-3, section 1); tiles
-    add `tile` rows and columns. Queries, keys, values and outputs pass HBM; keys and values are gathered from their
-    pages, and converted, at `kv` bytes a cycle on every SM. A tile of queries costs `block_s` of its SM to begin and end. The kernel ends with its longest row of tiles,
-    alone on its SM: `tail` of that row is paid on top.
+    add `tile` rows and columns. Queries, keys, values and outputs pass HBM; keys and values are gathered from their pages,
+    and converted, at `kv` bytes a cycle on every SM. A tile of queries costs `block_s` of its SM to begin and end. The
+    kernel ends with its longest row of tiles, alone on its SM: `tail` of that row is paid on top.
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
     heads, kv_heads, head_dim = array(heads), array(kv_heads), array(head_dim)
