@@ -394,9 +394,7 @@ def test_the_two_a100_nodes_are_a_fabric_of_their_own() -> None:
     assert sum(row.op == "all_reduce" for row in rows) == 21  # printed, not bounded
 
 
-def test_a_sweep_is_drawn_and_a_time_is_told_as_json(tmp_path: Path) -> None:
-    import json
-
+def test_a_sweep_is_drawn(tmp_path: Path) -> None:
     from sim.results.collective_plot import draw_collectives
 
     communicator = nccl(load_topology("dgx-h100", {"nodes": 2}))
@@ -406,6 +404,3 @@ def test_a_sweep_is_drawn_and_a_time_is_told_as_json(tmp_path: Path) -> None:
     assert "tree LL128" in path.read_text(
         encoding="utf-8"
     )  # matplotlib writes every text as a comment beside its glyphs
-    told = json.loads(json.dumps(times[5].as_dict()))
-    assert told["time_s"] == pytest.approx(told["launch_s"] + told["latency_s"] + told["bandwidth_s"])
-    assert set(told["edge_bytes"]) == {"nvlink4", "pcie5", "infiniband"}

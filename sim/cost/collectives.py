@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,25 +74,6 @@ class CollectiveTime:
             kind = str(self._topology.graph.edges[edge]["kind"]) if self._topology else ""
             total[kind] = total.get(kind, 0.0) + amount
         return total
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `twowalls collective --json` prints; `edge_bytes` by link kind."""
-        return {
-            "op": self.op,
-            "size_bytes": self.size_bytes,
-            "ranks": self.ranks,
-            "time_s": self.time_s,
-            "algorithm": self.algorithm,
-            "protocol": self.protocol,
-            "steps": self.steps,
-            "launch_s": self.launch_s,
-            "latency_s": self.latency_s,
-            "bandwidth_s": self.bandwidth_s,
-            "bus_bandwidth_bytes_per_s": self.bus_bandwidth_bytes_per_s,
-            "edge_bytes": self.edge_bytes_by_kind,
-            "error": self.error,
-            "source": self.source,
-        }
 
     @property
     def bus_bandwidth_bytes_per_s(self) -> float:
