@@ -63,7 +63,8 @@ Fitted: 0.9, 1.57 and 3.2 TB/s on A100, H100 and B200, half of their HBM bandwid
 
 _NET_SOURCE = (
     "step overheads: hwLat of NCCL's tuning.cc for the network (5.0, 8.5, 14 us for LL, LL128, Simple), less 2.4 us of wires; "
-    "peer, send: H100 send/recv between two nodes in Vidur's tables; ring efficiency 0.92 of line rate: assumed; error: estimated from the send/recv rows, which lie within 17 %"
+    "peer, send: H100 send/recv between two nodes in Vidur's tables; ring efficiency 0.92 of line rate: assumed; "
+    "error: estimated from the send/recv rows, which lie within 17 %"
 )
 
 
