@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from random import Random
 from typing import TYPE_CHECKING, Any
 
-from sim.cost.pipeline import PipelineCost
-from sim.cost.step import StepCost
-from sim.engine.batch import SchedulerLimits
 from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
 from sim.engine.deployment import Deployment
-from sim.engine.fluid import Fluid
-from sim.engine.kv_cache import BlockPool
-from sim.engine.lanes import lanes
-from sim.engine.pipeline import PipelineReplica
-from sim.engine.policies import find_policy
-from sim.engine.pricing import StagePricing
+from sim.engine.fleet import Fleet
 from sim.engine.recorder import Recorder
-from sim.engine.replica import Replica
-from sim.engine.router import LeastOutstanding
-from sim.engine.versions import limits_for, pool_for
-from sim.engine.wires import Amounts, Wires
-from sim.errors import DoesNotFit, InputError
+from sim.engine.router import make_router
+from sim.errors import DoesNotFit
 from sim.results.checks import run_checks
 from sim.results.latency import Latency
 from sim.results.result import Result
@@ -59,117 +49,62 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
         DoesNotFit: the deployment cannot hold its weights or its longest request; the ledger is in the message.
     """
     started_s = time.perf_counter()
-    deployment = Deployment.of(scenario)
     workload = scenario.build_workload()
-    memory = deployment.memory(workload)
-    if not memory.fits:
-        raise DoesNotFit("\n  ".join([f"{scenario.where}: {memory.reason}", *memory.suggestions]))
-    run = _Run(deployment, workload, memory, progress)
+    fleet = Fleet(scenario, workload)
+    if not fleet.memory.fits:
+        raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
+    run = _Run(fleet, workload, progress)
     outcome = run.cluster.run(scenario.workload.time_limit_s)
     return run.result(outcome, started_s)
 
 
 class _Run:
-    """One replica after another built for a deployment, and their records turned into a result."""
+    """A fleet and its workload on one clock, and their records turned into a result."""
 
-    def __init__(
-        self, deployment: Deployment, workload: Workload, memory: MemoryLedger, progress: Progress | None
-    ) -> None:
-        scenario, preset = deployment.scenario, deployment.preset
-        self.deployment, self.workload, self.memory = deployment, workload, memory
-        self.env = CountingEnvironment()
-        self.costs = [deployment.cost(replica) for replica in range(deployment.sharding.data)]
-        self.recorder = Recorder(self.costs[0].windows)
-        self.max_model_len = deployment.max_model_len(workload)
+    def __init__(self, fleet: Fleet, workload: Workload, progress: Progress | None) -> None:
+        preset = fleet.pools[0].preset
+        self.fleet, self.workload, self.memory = fleet, workload, fleet.memory
+        scenario, env = fleet.scenario, CountingEnvironment()
+        random, where = Random(f"router {scenario.workload.seed}"), f"{scenario.where}: deployment.router"
+        self.recorder = fleet.build(env, Recorder)
         self.cluster = Cluster(
-            self.env,
+            env,
             workload,
             self.recorder,
-            LeastOutstanding(),
-            max_model_len=self.max_model_len,
+            make_router(scenario.deployment.router, random, scenario.engine.block_size, where),
+            max_model_len=fleet.max_model_len,
             entry_s=preset.entry_s,
             exit_s=preset.exit_s,
             content=self._content(),
             progress=progress,
         )
-        self.wires = Wires(deployment)
-        fluid = Fluid(self.env)
-        for index, cost in enumerate(self.costs):
-            layered = scenario.granularity == "layer" or index in self.wires.sharing
-            self.cluster.replicas.append(self._replica(index, cost, fluid if layered else None))
+        fleet.start(self.cluster.over, self.cluster.moved)
+        self.cluster.replicas.extend(fleet.entrance)
 
     def _content(self) -> Callable[[int], Content | None] | None:
         """What a prefix cache can see of each request; None where nothing is shared or nobody looks."""
-        engine, prompts = self.deployment.scenario.engine, self.workload.prompts
+        engine, prompts = self.fleet.scenario.engine, self.workload.prompts
         if prompts is None or not engine.enable_prefix_caching:
             return None
         return lambda request: prompts.content(request, engine.block_size)
 
-    def _replica(self, index: int, cost: StepCost | PipelineCost, fluid: Fluid | None) -> Replica | PipelineReplica:
-        exit_s, done = self.deployment.preset.exit_s, self.cluster.over
-        limits, pool, scenario = self._limits(), self._pool(), self.deployment.scenario
-        engine = scenario.engine
-        if isinstance(cost, PipelineCost):
-            _refuse_pipelined(scenario)
-            schedulers = lanes(limits, pool, cost.windows, len(cost.stages))
-            stages = [StagePricing(stage, self._amounts(index, i, stage)) for i, stage in enumerate(cost.stages)]
-            return PipelineReplica(
-                self.env, index, schedulers, cost, stages, self.recorder, done, exit_s=exit_s, fluid=fluid
-            )
-        return Replica(
-            self.env,
-            index,
-            find_policy(engine.scheduler, f"{scenario.where}: engine.scheduler")(limits, pool, cost.windows),
-            StagePricing(cost, self._amounts(index, 0, cost)),
-            self.recorder,
-            done,
-            leaps=scenario.granularity == "leap",
-            exit_s=exit_s,
-            fluid=fluid,
-        )
-
-    def _amounts(self, replica: int, stage: int, cost: StepCost) -> Amounts | None:
-        if replica not in self.wires.sharing:
-            return None
-        return self.wires.amounts(replica, stage, cost.operators.all_reduce_bytes_per_token)
-
-    def _limits(self) -> SchedulerLimits:
-        engine, deployment = self.deployment.scenario.engine, self.deployment
-        naive = engine.on_kv_full == "oom"
-        return limits_for(
-            version=engine.version,
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_model_len=self.max_model_len,
-            num_gpu_blocks=self.memory.usable_blocks + 1,
-            enable_chunked_prefill=engine.enable_chunked_prefill,
-            long_prefill_token_threshold=engine.long_prefill_token_threshold,
-            scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl and not naive,
-            watermark=engine.watermark,
-            # with stages, the batches in flight overlap host and GPU already, and vLLM schedules synchronously
-            async_scheduling=deployment.async_scheduling and deployment.sharding.pipeline == 1,
-            preempts=not naive,
-        )
-
-    def _pool(self) -> BlockPool:
-        engine = self.deployment.scenario.engine
-        return pool_for(
-            version=engine.version,
-            num_gpu_blocks=self.memory.usable_blocks + 1,
-            block_size=engine.block_size,
-            enable_prefix_caching=engine.enable_prefix_caching,
-        )
-
     def result(self, outcome: Outcome, started_s: float) -> Result:
         """Columns, walls and self-checks of the finished run."""
-        deployment, recorder = self.deployment, self.recorder
+        fleet, recorder, preset = self.fleet, self.recorder, self.fleet.pools[0].preset
         requests, steps = recorder.request_columns(), recorder.step_columns()
         gaps = recorder.gaps.to_columns()
-        chunks, preset = recorder.chunks.to_columns(), deployment.preset
+        chunks = recorder.chunks.to_columns()
         latency = Latency(
-            Walls(self.costs, steps, chunks, preset, self.wires.sharing), requests, steps, chunks, gaps, preset
+            Walls(fleet.costs, steps, chunks, preset, fleet.contended),
+            requests,
+            steps,
+            chunks,
+            gaps,
+            preset,
+            transfers=fleet.disaggregated,
         )
-        scenario = deployment.scenario
+        scenario = fleet.scenario
+        notes = [note for pool in fleet.pools for note in pool.origins()]
         result = Result(
             scenario=scenario.to_dict(),
             requests=requests,
@@ -183,10 +118,10 @@ class _Run:
             preemptions=recorder.preemptions,
             simulated_seconds=outcome.end_s,
             wall_seconds=0.0,
-            num_gpus=len(deployment.gpu_names),
-            exit_s=deployment.preset.exit_s,
+            num_gpus=sum(len(pool.gpu_names) for pool in fleet.pools),
+            exit_s=preset.exit_s,
             oom=self._oom(outcome),
-            notes=[*deployment.notes, *([outcome.stuck] if outcome.stuck else [])],
+            notes=[*dict.fromkeys(notes), *([outcome.stuck] if outcome.stuck else [])],
             scenario_object=scenario,
         )
         result.self_checks = run_checks(
@@ -194,7 +129,7 @@ class _Run:
             steps,
             result.irregular_gaps_s,
             result.end_s,
-            shortest_iteration_s(deployment),
+            min(shortest_iteration_s(pool) for pool in fleet.pools),
             self.workload.concurrency,
         )
         result.self_checks.append(latency.check())
@@ -206,9 +141,10 @@ class _Run:
         failure = outcome.out_of_memory
         if failure is None:
             return None
-        names = [gpu for stage in self.deployment.placement[failure.replica] for gpu in stage]
+        pool_of_gpus, index = self.fleet.members[failure.replica]
+        names = [gpu for stage in pool_of_gpus.placement[index] for gpu in stage]
         row = max((r for r in self.memory.per_gpu if r.gpu in names), key=lambda r: r.kv_bytes_per_token)
-        pool = self.cluster.replicas[failure.replica].scheduler.pool
+        pool = self.fleet.replicas[failure.replica].scheduler.pool
         block_bytes = row.kv_bytes_per_token * pool.block_size
         return {
             "time_s": failure.time_s,
@@ -218,13 +154,6 @@ class _Run:
             "needed_bytes": (failure.blocks_short + pool.free) * block_bytes,
             "free_bytes": pool.free * block_bytes,
         }
-
-
-def _refuse_pipelined(scenario: Scenario) -> None:
-    """Batches in flight side by side are scheduled by vLLM's rules only."""
-    if scenario.engine.scheduler not in ("vllm", "chunked"):
-        where = f"{scenario.where}: engine.scheduler"
-        raise InputError(where, f"got {scenario.engine.scheduler} with pipeline stages", "use vllm, or one stage")
 
 
 def _status(outcome: Outcome) -> str:

@@ -273,8 +273,9 @@ class VllmScheduler:
         size, stepped_over = pool.block_size, []
         while waiting and budget > 0 and len(running) < limits.max_num_seqs:
             seq = waiting[0]
-            hits = self.prefix_pool.lookup(seq) if self.prefix_pool is not None else []
-            start = len(hits) * size
+            received = seq.computed_tokens  # KV that another replica computed and sent here
+            hits = self.prefix_pool.lookup(seq) if self.prefix_pool is not None and not received else []
+            start = received or len(hits) * size
             tokens = seq.known_tokens - start
             if 0 < limits.long_prefill_token_threshold < tokens and not lone:
                 tokens = limits.long_prefill_token_threshold
@@ -302,16 +303,18 @@ class VllmScheduler:
         dead = self.prefix_pool.dead(hits) if self.prefix_pool is not None and hits else 0
         if limits.scheduler_reserve_full_isl:
             tokens = max(tokens, min(seq.known_tokens, limits.max_model_len))
-        return -(-tokens // size) - len(hits) + dead + kept - self.pool.free
+        held = self.pool.held(seq) if seq.computed_tokens else 0
+        return -(-tokens // size) - len(hits) - held + dead + kept - self.pool.free
 
     def _start(self, batch: Batch, seq: Sequence, start: int, tokens: int, hits: list[int]) -> None:
         """Admits `seq` to the end of the running list (W6) and computes its first chunk."""
-        if self.prefix_pool is not None:
+        held = self.pool.held(seq) if seq.computed_tokens else 0
+        if self.prefix_pool is not None and not held:
             self.prefix_pool.touch(seq, hits)
-        self.pool.take(seq, -(-(start + tokens) // self._block_size) - len(hits))
+        self.pool.take(seq, -(-(start + tokens) // self._block_size) - len(hits) - held)
         seq.order = next(self._admission_counter)
         seq.state = PREFILLING
-        seq.cached_tokens = start
+        seq.cached_tokens = len(hits) * self._block_size
         self.running[seq] = None
         if batch.admitted:
             batch.admitted.append(seq)

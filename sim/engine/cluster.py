@@ -131,6 +131,11 @@ class Cluster:
         elif self.workload.arrival_s is None:
             self._send_next(self._exit_s)
 
+    def moved(self, seq: Sequence, replica: ServingReplica) -> None:
+        """A request leaves the replica that it was routed to, and goes on at `replica`."""
+        self.router.over(self._in_flight[seq])
+        self._in_flight[seq] = replica
+
     def _send_turn(self, row: int) -> None:
         """The next turn of a conversation, once its user or tool is ready."""
         load = self.workload

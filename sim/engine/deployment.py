@@ -13,6 +13,7 @@ from sim.cost.pipeline import HandOver, PipelineCost
 from sim.cost.preset import PRESETS, EnginePreset
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost, reaches
+from sim.errors import InputError
 from sim.hardware.gpu import Gpu, load_gpu
 from sim.hardware.placement import Placement, place
 from sim.hardware.topology import Topology, load_topology
@@ -48,13 +49,22 @@ class Deployment:
     placement: Placement
     """GPU names as [replica][pipeline stage][tensor-parallel rank]."""
     preset: EnginePreset
-    notes: list[str] = field(default_factory=list)
-    """What a reader must know about where the numbers come from."""
+    role: str = "both"
+    """What its replicas do: both, prefill or decode."""
+    gpu: str | None = None
+    """Kind of its GPUs, where it is not the topology's."""
+    _backends: list[MeasuredKernels] = field(default_factory=list)
     _costs: dict[tuple[object, ...], StepCost | PipelineCost] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scenario: Scenario) -> Deployment:
+    def of(
+        cls, scenario: Scenario, topology: Topology | None = None, role: str = "both", gpu: str | None = None
+    ) -> Deployment:
         """Resolves every name in `scenario`.
+
+        Args:
+            topology: where to place it; None: the scenario's own cluster.
+            role, gpu: of a pool.
 
         Raises:
             InputError: an unknown model, topology or GPU, a cut that does not divide, too few GPUs.
@@ -72,11 +82,11 @@ class Deployment:
             asked.enable_expert_parallel,
         )
         sharding.check(model, f"{where}: deployment")
-        topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
+        if topology is None:
+            topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
         placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)
-        deployment = cls(scenario, model, precision, sharding, topology, placement, PRESETS[scenario.engine.preset])
-        deployment.notes.extend(deployment._origins())
-        return deployment
+        preset = PRESETS[scenario.engine.preset]
+        return cls(scenario, model, precision, sharding, topology, placement, preset, role, gpu)
 
     @property
     def gpu_names(self) -> list[str]:
@@ -86,7 +96,7 @@ class Deployment:
     @cached_property
     def gpus(self) -> dict[str, Gpu]:
         """The kind of every GPU in use, by its name."""
-        return {name: load_gpu(self.topology.gpu_kind[name]) for name in self.gpu_names}
+        return {name: load_gpu(self.gpu or self.topology.gpu_kind[name]) for name in self.gpu_names}
 
     @property
     def async_scheduling(self) -> bool:
@@ -122,9 +132,14 @@ class Deployment:
 
     def backend(self, gpu: Gpu) -> KernelBackend:
         """Kernel durations on one kind of GPU, from the backend that the scenario names."""
-        if self.scenario.costs == "measured":
-            return MeasuredKernels.find(gpu, self.preset.name, f"{self.scenario.where}: costs")
-        return Roofline(gpu, ideal=self.preset.ideal)
+        if self.scenario.costs == "roofline":
+            return Roofline(gpu, ideal=self.preset.ideal)
+        where = f"{self.scenario.where}: costs"
+        if self.preset.ideal:
+            raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
+        found = MeasuredKernels.find(gpu, self.preset.name, where)
+        self._backends.append(found)
+        return found
 
     def cost(self, replica: int) -> StepCost | PipelineCost:
         """Cost of the iterations of a replica: of its one stage, or of all stages of its pipeline.
@@ -178,16 +193,48 @@ class Deployment:
         pairs = Communicator(self.topology, [*ranks, *receivers], software)
         return HandOver(pairs, gather, len(ranks), sender.stage_send_bytes_per_token)
 
-    def _origins(self) -> list[str]:
-        """Which numbers were not measured on the GPU itself."""
+    def origins(self) -> list[str]:
+        """Where the numbers of a result come from: which kernels were measured, fitted, or borrowed from a relative."""
         notes = []
         for gpu in sorted({gpu.name: gpu for gpu in self.gpus.values()}.values(), key=lambda gpu: gpu.name):
             if self.preset.ideal:
                 notes.append(f"{gpu.name}: printed peaks (datasheet), no fixed cost")
+            elif self.scenario.costs == "measured":
+                continue
             elif gpu.fitted_on == gpu.name:
                 notes.append(f"{gpu.name}: kernel rates fitted to its own measured kernels")
             else:
                 notes.append(
                     f"{gpu.name}: nobody measured its kernels; rates are those of {gpu.fitted_on} on its datasheet"
                 )
+        for backend in self._backends:
+            notes.extend(backend.provenance())
         return notes
+
+
+def deployments(scenario: Scenario) -> list[Deployment]:
+    """What a scenario deploys: one deployment, or one for each of its pools, on GPUs of their own.
+
+    Raises:
+        InputError: as `Deployment.of`.
+    """
+    pools = scenario.deployment.pools
+    if pools is None:
+        return [Deployment.of(scenario)]
+    cluster, found = scenario.cluster, []
+    topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
+    free = list(topology.gpus)
+    for pool in pools:
+        sizes = {
+            "tensor_parallel_size": pool.tensor_parallel_size,
+            "pipeline_parallel_size": pool.pipeline_parallel_size,
+            "data_parallel_size": pool.replicas,
+            "placement": scenario.deployment.placement,
+        }
+        alone = scenario.with_overrides({"deployment": sizes})
+        deployment = Deployment.of(alone, replace(topology, gpus=list(free)), pool.role, pool.gpu)
+        taken = set(deployment.gpu_names)
+        free = [gpu for gpu in free if gpu not in taken]
+        deployment.topology = topology
+        found.append(deployment)
+    return found

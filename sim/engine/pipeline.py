@@ -83,6 +83,12 @@ class PipelineReplica:
         if seq.state == DECODING and isinstance(lane, LaneScheduler):
             seq.known_tokens = lane.iteration + seq.offset + (0 if lane.in_flight else 1)
 
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks in use now."""
+        pool = self.scheduler.pool
+        return 1.0 - pool.free / pool.usable_blocks
+
     def stop(self) -> None:
         """The run ends now: it never leaps, so every iteration that is over is recorded already."""
 

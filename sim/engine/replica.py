@@ -46,6 +46,9 @@ class ServingReplica(Protocol):
     @property
     def scheduler(self) -> VllmScheduler: ...
 
+    @property
+    def kv_usage(self) -> float: ...
+
     def submit(self, seq: Sequence) -> None: ...
 
     def write_back(self, seq: Sequence) -> None: ...
@@ -77,6 +80,7 @@ class Replica:
         on_finish: Callable[[Sequence, float], None],
         *,
         leaps: bool = True,
+        layered: bool = False,
         exit_s: float = 0.0,
         fluid: Fluid | None = None,
         observer: Callable[[VllmScheduler, Batch, int], None] | None = None,
@@ -91,13 +95,19 @@ class Replica:
         self._on_finish = on_finish
         self._leaps = leaps
         self._fluid = fluid
-        """Given, every iteration runs kernel group by kernel group."""
+        self._layered = layered
+        """Every iteration runs kernel group by kernel group on the fluid engine, not only while others are on its links."""
         self._exit_s = exit_s
         self._observer = observer
         self._async = scheduler.limits.async_scheduling
         self._due: Event | None = None
         self._at_end = self._boundary
         self._at_boundary = False
+        self.hand_over: Callable[[Sequence, Replica, float], None] | None = None
+        """A prefill replica's way out: takes sequences that have their first token."""
+        self.at_boundary: Callable[[Replica], None] | None = None
+        """Called at every boundary, once the next batch is decided: what may change the pool only between iterations."""
+        self._disturbances = 0
         self._incoming: list[Sequence] = []
         """Asynchronous scheduling: arrivals that the next schedule() is too early to see."""
         self._batch: Batch | None = None
@@ -113,6 +123,8 @@ class Replica:
     def submit(self, seq: Sequence) -> None:
         """A request arrives now."""
         self.outstanding += 1
+        if self.hand_over is not None:
+            seq.limit_tokens = seq.prompt_tokens + 1
         if self._batch is None or self._at_boundary:
             if self._at_boundary and self._async:
                 self._incoming.append(seq)
@@ -141,6 +153,34 @@ class Replica:
         if admissible and stop < self._planned:
             self._planned = stop
             self._wait(max(span_s(self._first_s, self._growth_s, stop) - elapsed_s, 0.0))
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks in use now, in the iteration under way of a leap."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        free = pool.free
+        if self._planned > 1 and self._batch is not None:
+            number = in_progress(self._first_s, self._growth_s, self.env.now - self._start_s, self._planned)
+            free -= scheduler.decodes.blocks_needed(self._batch.iteration + 1, number - 1)
+        return 1.0 - free / pool.usable_blocks
+
+    def nudge(self) -> None:
+        """Something changed that the next schedule should see: an idle replica looks at once, a leap ends with its iteration."""
+        if self._batch is None:
+            if not self._at_boundary and self._due is None:
+                self._wait(0.0)
+        elif self._planned > 1:
+            elapsed_s = self.env.now - self._start_s
+            stop = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
+            if stop < self._planned:
+                self._planned = stop
+                self._wait(max(span_s(self._first_s, self._growth_s, stop) - elapsed_s, 0.0))
+
+    def disturb(self, change: int) -> None:
+        """Traffic of others begins (1) or ends (-1) on its links: while there is any, it runs layer by layer."""
+        self._disturbances += change
+        if change > 0:
+            self.nudge()
 
     def write_back(self, seq: Sequence) -> None:
         """Gives `seq`, cut by the end of the run, the tokens it has by now."""
@@ -183,6 +223,8 @@ class Replica:
         if self._batch is not None:
             self._close_segment(self._batch, now_s)
         batch = self._decide(now_s)
+        if self.at_boundary is not None:
+            self.at_boundary(self)
         self._at_boundary = False
         if batch.sampled or batch.chunks:
             self._open_segment(batch, now_s)
@@ -215,6 +257,9 @@ class Replica:
         finished = self.scheduler.update()
         for seq in finished:
             self.outstanding -= 1
+            if self.hand_over is not None and seq.generated_tokens < seq.output_tokens:
+                self.hand_over(seq, self, now_s)
+                continue
             self._recorder.request(seq, self.index, now_s, FINISHED, self._exit_s)
             self._on_finish(seq, now_s)
         return bool(finished)
@@ -244,7 +289,7 @@ class Replica:
         """Iterations alike begin: as many as stay alike if nothing arrives, or one."""
         scheduler = self.scheduler
         self._batch, self._start_s, self._planned = batch, now_s, 1
-        if self._fluid is not None:
+        if self._fluid is not None and (self._layered or self._disturbances):
             self.env.process(self._layers(batch))
             return
         first_s, growth_s, alike = self._cost.pace(batch)

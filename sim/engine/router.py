@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappush, heapreplace
 from itertools import count
 from random import Random
 from typing import Protocol
@@ -45,12 +45,13 @@ class _Careless:
 class LeastOutstanding:
     """The replica with the fewest requests that are not over; the first of them if several have as few.
 
-    A heap of (outstanding, index), written as one number, follows every change; an entry that is not true any more is
-    dropped when it comes to the top. So a choice costs a few microseconds however many replicas there are.
+    A heap of (outstanding, place), written as one number, follows every change; an entry that is not true any more is set
+    right when it comes to the top. So a choice costs a few microseconds however many replicas there are.
     """
 
     def __init__(self) -> None:
         self._heap: list[int] = []
+        self._places: dict[ServingReplica, int] = {}
         self._count = 0
 
     def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
@@ -58,25 +59,26 @@ class LeastOutstanding:
         if count == 1:
             return replicas[0]
         if count != self._count or len(heap) > STALE_SHARE * count:
-            self._count = count
-            self._heap = heap = [r.outstanding * count + i for i, r in enumerate(replicas)]
-            heapify(heap)
+            self._build(replicas)
+            heap = self._heap
         while True:
             entry = heap[0]
             replica = replicas[entry % count]
             if replica.outstanding == entry // count:
                 heapreplace(heap, entry + count)
                 return replica
-            heappop(heap)
+            heapreplace(heap, replica.outstanding * count + entry % count)
 
     def over(self, replica: ServingReplica) -> None:
-        if self._count:
-            heappush(self._heap, replica.outstanding * self._count + replica.index)
+        place = self._places.get(replica)
+        if place is not None:
+            heappush(self._heap, replica.outstanding * self._count + place)
 
-    def add(self, replica: ServingReplica) -> None:
-        """A request is submitted to `replica` now that was not chosen here."""
-        if self._count:
-            heappush(self._heap, (replica.outstanding + 1) * self._count + replica.index)
+    def _build(self, replicas: list[ServingReplica]) -> None:
+        self._count = count = len(replicas)
+        self._places = {replica: place for place, replica in enumerate(replicas)}
+        self._heap = [replica.outstanding * count + place for place, replica in enumerate(replicas)]
+        heapify(self._heap)
 
 
 class RoundRobin(_Careless):
@@ -135,19 +137,18 @@ class PrefixAffinity:
         self._least = LeastOutstanding()
         self._block_size = block_size
         self._stride = max(AFFINITY_TOKENS // block_size, 1)
-        self._sent_to: dict[int, int] = {}
-        """Replica by key of a prefix."""
+        self._sent_to: dict[int, ServingReplica] = {}
+        """By key of a prefix."""
 
     def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
         keys = self._keys(seq)
         known = next((self._sent_to[key] for key in reversed(keys) if key in self._sent_to), None)
         chosen = self._least.choose(replicas, seq)
-        if known is not None and replicas[known].outstanding - chosen.outstanding <= IMBALANCE_REQUESTS:
-            self._least.over(chosen)  # it was not sent there after all
-            chosen = replicas[known]
-            self._least.add(chosen)
+        if known is not None and known.outstanding - chosen.outstanding <= IMBALANCE_REQUESTS:
+            self._least.over(chosen)  # it is not sent there after all
+            chosen = known
         for key in keys:
-            self._sent_to[key] = chosen.index
+            self._sent_to[key] = chosen
         return chosen
 
     def over(self, replica: ServingReplica) -> None:
@@ -170,7 +171,6 @@ class SessionAffinity:
     def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
         known = self._replica_of.get(seq.session)
         if known is not None:
-            self._least.add(known)
             return known
         chosen = self._least.choose(replicas, seq)
         if seq.session >= 0:

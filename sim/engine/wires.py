@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Items
+from typing import Protocol
 
 from sim.cost.collectives import Communicator
 from sim.engine.deployment import Deployment
@@ -17,61 +19,91 @@ Amounts = Callable[[int], Mapping[Capacity, float]]
 """Bytes on each shared link of one all-reduce of an iteration of so many tokens."""
 
 
+class Disturbed(Protocol):
+    """A replica that goes from leaps to layers while others are on its links."""
+
+    def disturb(self, change: int) -> None: ...
+
+
 class Wires:
     """Knows from the placement which replicas cross the same directed edges.
 
     Only shared edges become capacities: an edge with one user cannot slow it beyond the collective's own formula.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
+    def __init__(self, fleet: Items[tuple[Deployment, int]], transfers: bool = False) -> None:
+        """
+        Args:
+            fleet: (deployment, number of the replica in it) of every replica.
+            transfers: KV caches travel between replicas, so any edge may be shared.
+        """
+        self._fleet = fleet
         self._capacities: dict[Edge, Capacity] = {}
         self._groups: dict[tuple[int, int], Communicator] = {}
+        self._listeners: dict[Capacity, list[Disturbed]] = {}
         users: Counter[Edge] = Counter()
         edges: dict[int, set[Edge]] = {}
-        for replica, stages in enumerate(deployment.placement):
-            if len(deployment.placement) == 1 or all(self._alone(ranks) for ranks in stages):
+        for index, (deployment, replica) in enumerate(fleet):
+            stages = deployment.placement[replica]
+            if not transfers and (len(fleet) == 1 or all(self._alone(deployment, ranks) for ranks in stages)):
                 continue
-            edges[replica] = {edge for stage in range(len(stages)) for edge in self._edges(replica, stage)}
-            users.update(edges[replica])
+            edges[index] = {edge for stage in range(len(stages)) for edge in self._edges(index, stage)}
+            users.update(edges[index])
         shared = {edge for edge, count in users.items() if count > 1}
-        self.sharing = {replica: used & shared for replica, used in edges.items() if used & shared}
-        """Replica -> the directed edges it shares with others."""
+        self.sharing = {index: used & shared for index, used in edges.items() if used & shared}
+        """Replica -> the directed edges that its collectives share with others' collectives, all the time."""
+        self._loaded = edges if transfers else self.sharing
+        """Replica -> the edges on which its collectives may meet other traffic."""
 
-    def _alone(self, ranks: list[str]) -> bool:
+    @staticmethod
+    def _alone(deployment: Deployment, ranks: list[str]) -> bool:
         """Whether a group stays inside one NVLink (or Infinity Fabric) domain, where every link belongs to one GPU."""
-        topology = self._deployment.topology
+        topology = deployment.topology
         return len(ranks) == 1 or len({topology.domain(gpu) for gpu in ranks}) == 1
 
-    def _communicator(self, replica: int, stage: int) -> Communicator:
-        key = (replica, stage)
+    def _communicator(self, index: int, stage: int) -> Communicator:
+        key = (index, stage)
         if key not in self._groups:
-            ranks = self._deployment.placement[replica][stage]
-            self._groups[key] = Communicator(self._deployment.topology, ranks, self._deployment.preset.software)
+            deployment, replica = self._fleet[index]
+            ranks = deployment.placement[replica][stage]
+            self._groups[key] = Communicator(deployment.topology, ranks, deployment.preset.software)
         return self._groups[key]
 
-    def _edges(self, replica: int, stage: int) -> set[Edge]:
-        if len(self._deployment.placement[replica][stage]) == 1:
+    def _edges(self, index: int, stage: int) -> set[Edge]:
+        deployment, replica = self._fleet[index]
+        if len(deployment.placement[replica][stage]) == 1:
             return set()
-        communicator = self._communicator(replica, stage)
+        communicator = self._communicator(index, stage)
         return {edge for size in _PROBES_BYTES for edge in communicator.time("all_reduce", size).edge_bytes}
 
-    def amounts(self, replica: int, stage: int, bytes_per_token: float) -> Amounts:
-        """What the all-reduces of one stage put on the edges that its replica shares."""
-        shared, known = self.sharing.get(replica, set()), dict[int, dict[Capacity, float]]()
+    def amounts(self, index: int, stage: int, bytes_per_token: float) -> Amounts | None:
+        """What the all-reduces of one stage of a replica put on edges where they may meet others; None if there are none."""
+        loaded, known = self._loaded.get(index, set()), dict[int, dict[Capacity, float]]()
+        if not loaded or not bytes_per_token:
+            return None
 
         def of_tokens(tokens: int) -> Mapping[Capacity, float]:
             found = known.get(tokens)
             if found is None:
-                loads = self._communicator(replica, stage).time("all_reduce", tokens * bytes_per_token).edge_bytes
-                found = known[tokens] = {self._capacity(edge): load for edge, load in loads.items() if edge in shared}
+                loads = self._communicator(index, stage).time("all_reduce", tokens * bytes_per_token).edge_bytes
+                found = known[tokens] = {self.capacity(edge): load for edge, load in loads.items() if edge in loaded}
             return found
 
         return of_tokens
 
-    def _capacity(self, edge: Edge) -> Capacity:
+    def capacity(self, edge: Edge) -> Capacity:
+        """The capacity that stands for a directed edge."""
         found = self._capacities.get(edge)
         if found is None:
-            rate = float(self._deployment.topology.graph.edges[edge]["bandwidth_bytes_per_s"])
+            rate = float(self._fleet[0][0].topology.graph.edges[edge]["bandwidth_bytes_per_s"])
             found = self._capacities[edge] = Capacity(f"{edge[0]} -> {edge[1]}", rate)
         return found
+
+    def listen(self, index: int, replica: Disturbed) -> None:
+        """`replica` wants to know of transfers on the edges of its collectives."""
+        for edge in sorted(self._loaded.get(index, ())):
+            self._listeners.setdefault(self.capacity(edge), []).append(replica)
+
+    def listeners(self, capacities: Iterable[Capacity]) -> list[Disturbed]:
+        """The replicas whose collectives use any of these edges."""
+        return list(dict.fromkeys(replica for c in capacities for replica in self._listeners.get(c, ())))

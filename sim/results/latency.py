@@ -13,9 +13,10 @@ from sim.cost.preset import EnginePreset
 from sim.engine.recorder import FINISHED, Columns
 from sim.results.walls import Walls
 
-PARTS = ("queue", "prefill", "interference", *CAUSES, "preemption")
-"""What a request's end-to-end latency is made of: waiting to be scheduled, its own prefill, others' prefill chunks beside its
-decoding, the causes of the decode iterations themselves, and the time lost to preemption and recompute."""
+PARTS = ("queue", "prefill", "kv_transfer", "interference", *CAUSES, "preemption")
+"""What a request's end-to-end latency is made of: waiting to be scheduled, its own prefill, its KV cache's way from a prefill
+to a decode replica (up to its next token), others' prefill chunks beside its decoding, the causes of the decode iterations
+themselves, and the time lost to preemption and recompute."""
 
 Floats = NDArray[np.float64]
 ADDS_UP = 1e-9
@@ -29,11 +30,20 @@ class Latency:
         walls: the steps by cause.
         requests, steps, chunks, gaps: columns of the recorder.
         preset: its entry and exit times are part of each request's engine overhead.
+        transfers: prefill and decode are apart, so a gap after the first token is the KV cache's way.
     """
 
     def __init__(
-        self, walls: Walls, requests: Columns, steps: Columns, chunks: Columns, gaps: Columns, preset: EnginePreset
+        self,
+        walls: Walls,
+        requests: Columns,
+        steps: Columns,
+        chunks: Columns,
+        gaps: Columns,
+        preset: EnginePreset,
+        transfers: bool = False,
     ) -> None:
+        self._transfers = transfers
         self._walls, self._requests, self._steps, self._chunks, self._gaps = walls, requests, steps, chunks, gaps
         self._entry_s, self._exit_s = preset.entry_s, preset.exit_s
         done = requests["status"] == FINISHED
@@ -54,6 +64,9 @@ class Latency:
         np.add.at(decode.T, spans_of, self._between(replicas, start_s, end_s).T)
         np.add.at(lost_s, spans_of, start_s - end_s)
         lost_s = np.where(np.isin(np.arange(count), place), lost_s, 0.0) + late_s
+        if self._transfers:
+            parts["kv_transfer"] = self._transfer_s()
+            lost_s = lost_s - parts["kv_transfer"]
         preempted = mine["preemptions"] > 0
         parts["preemption"] = np.where(preempted, lost_s, 0.0)
         parts["interference"] = decode[-1] + np.where(preempted, 0.0, lost_s)
@@ -80,6 +93,16 @@ class Latency:
             np.add.at(own_s, place[known], self._walls.duration_s[step[known]])
             lane[place[known]] = self._steps["replica"][step[known]]
         return own_s, lane
+
+    def _transfer_s(self) -> Floats:
+        """Duration of the gap that begins with the first token of each request."""
+        total_s = np.zeros(len(self._first_s))
+        place, known = self._places(self._gaps["request"])
+        if len(total_s):
+            known = known & (np.abs(self._gaps["start_s"] - self._first_s[place]) < self._tick_s)
+            gap_s = self._gaps["end_s"] - self._gaps["start_s"]
+            np.add.at(total_s, place[known], gap_s[known])
+        return total_s
 
     def _decode_spans(self, lane: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """The stretches of decoding without a gap: (requests with gaps, request, replica, start and end of each stretch)."""

@@ -57,6 +57,23 @@ def _placement(value: object) -> object:
     return value
 
 
+class Pool(Section):
+    """Replicas of one kind: how they are cut, on which GPUs, and what they do."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What results call it."""
+    role: Literal["both", "prefill", "decode"] = "both"
+    """prefill: computes prompts and sends their KV cache to a decode replica; both: serves requests to their end."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Copies of the model in this pool."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share every layer of a replica."""
+    pipeline_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Stages of a replica."""
+    gpu: NameOrPath | None = None
+    """Kind of this pool's GPUs; null: the topology's."""
+
+
 class Deployment(Section):
     """How the model is cut over GPUs."""
 
@@ -74,6 +91,27 @@ class Deployment(Section):
         WithJsonSchema({"anyOf": [{"enum": ["pack", "spread"]}, {"type": "array", "items": {"type": "string"}}]}),
     ] = "pack"
     """pack: fewest nodes; spread: one GPU a node in turn; or the names of the GPUs in rank order."""
+    router: Literal[
+        "least_outstanding", "round_robin", "random", "least_kv", "power_of_two", "prefix_affinity", "session_affinity"
+    ] = "least_outstanding"
+    """Which replica takes a request; prefix_affinity: the one that got the longest beginning of its prompt before."""
+    pools: list[Pool] | None = None
+    """Several kinds of replicas behind one router, or prefill and decode apart; instead of the sizes above."""
+    kv_transfer: Literal["after_prefill", "layerwise"] = "after_prefill"
+    """When a prefill replica sends the KV cache: once the prompt is done, or each layer as it is computed."""
+
+    @model_validator(mode="after")
+    def _pools_make_sense(self) -> Self:
+        if self.pools is None:
+            return self
+        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.data_parallel_size)
+        if sizes != (1, 1, 1):
+            raise refuse("pools are given beside tensor, pipeline or data_parallel_size", "give the sizes in each pool")
+        roles = {pool.role for pool in self.pools}
+        if roles not in ({"both"}, {"prefill", "decode"}):
+            got = ", ".join(sorted(roles)) or "no pool"
+            raise refuse(f"got the roles {got}", "allowed: all both, or prefill and decode with at least one pool each")
+        return self
 
 
 def _max_model_len(value: object) -> object:
@@ -136,7 +174,9 @@ class Engine(Section):
         if self.scheduler == "chunked" and not self.enable_chunked_prefill:
             raise refuse("scheduler chunked with enable_chunked_prefill: false", "leave one of the two out")
         if whole and self.long_prefill_token_threshold:
-            raise refuse(f"long_prefill_token_threshold with {self.scheduler}, which never cuts a prompt", "leave it out")
+            raise refuse(
+                f"long_prefill_token_threshold with {self.scheduler}, which never cuts a prompt", "leave it out"
+            )
         if self.scheduler in ("orca", "static") and self.enable_prefix_caching:
             problem = f"enable_prefix_caching with {self.scheduler}, whose reserved KV memory cannot be shared"
             raise refuse(problem, "leave it out")

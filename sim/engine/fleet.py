@@ -1,0 +1,183 @@
+"""The replicas of a scenario: of one deployment or of several pools, built on one clock and one set of wires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import simpy
+
+from sim.cost.pipeline import PipelineCost
+from sim.cost.step import StepCost
+from sim.engine.batch import SchedulerLimits
+from sim.engine.deployment import Deployment, deployments
+from sim.engine.fluid import Fluid
+from sim.engine.kv_cache import BlockPool
+from sim.engine.lanes import lanes
+from sim.engine.pipeline import PipelineReplica
+from sim.engine.policies import find_policy
+from sim.engine.pricing import StagePricing
+from sim.engine.recorder import Recorder
+from sim.engine.replica import Replica
+from sim.engine.sequence import Sequence
+from sim.engine.transfer import KvTransfer
+from sim.engine.versions import limits_for, pool_for
+from sim.engine.warm import warm_deployment
+from sim.engine.wires import Amounts, Wires
+from sim.errors import InputError
+from sim.model.balance import MemoryLedger
+from sim.scenario import Scenario
+from sim.workload.workload import Workload
+
+AnyReplica = Replica | PipelineReplica
+
+
+class Fleet:
+    """What serves a scenario.
+
+    Replicas are numbered over all pools. `memories` has one ledger a pool.
+    """
+
+    def __init__(self, scenario: Scenario, workload: Workload) -> None:
+        self.scenario = scenario
+        self.pools = [warm_deployment(scenario)] if scenario.deployment.pools is None else deployments(scenario)
+        self.members = [(pool, index) for pool in self.pools for index in range(pool.sharding.data)]
+        self.memories = [pool.memory(workload) for pool in self.pools]
+        self.max_model_len = self.pools[0].max_model_len(workload)
+        self.disaggregated = {pool.role for pool in self.pools} == {"prefill", "decode"}
+        self.replicas: list[AnyReplica] = []
+
+    @property
+    def entrance(self) -> list[AnyReplica]:
+        """The replicas that take requests from the router."""
+        return [r for r, (pool, _) in zip(self.replicas, self.members, strict=True) if pool.role != "decode"]
+
+    @property
+    def contended(self) -> set[int]:
+        """Replicas whose iterations can take longer than alone, because others use their links."""
+        return set(range(len(self.members))) if self.disaggregated else set(self.wires.sharing)
+
+    @property
+    def memory(self) -> MemoryLedger:
+        """The ledger of the pool that holds the KV cache while a request decodes, with the GPUs of all pools."""
+        kept = self.memories[-1] if self.disaggregated else self.memories[0]
+        problem = next((memory for memory in self.memories if not memory.fits), None)
+        if problem is not None:
+            return problem
+        return replace(kept, per_gpu=tuple(row for memory in self.memories for row in memory.per_gpu))
+
+    def build(self, env: simpy.Environment, recorder_of: Callable[[tuple[int, ...]], Recorder]) -> Recorder:
+        """Prices every replica; returns the recorder they will write to, made for the model's windows."""
+        self.costs = [pool.cost(index) for pool, index in self.members]
+        self.wires = Wires(self.members, transfers=self.disaggregated)
+        self.env, self.fluid = env, Fluid(env)
+        self.recorder = recorder_of(self.costs[0].windows)
+        return self.recorder
+
+    def start(self, done: Callable[[Sequence, float], None], moved: Callable[[Sequence, Replica], None]) -> None:
+        """Builds the replicas; `done` is told of every request that is over, `moved` of one that goes to another replica."""
+        for index, cost in enumerate(self.costs):
+            replica = self._replica(index, cost, done)
+            self.replicas.append(replica)
+            if isinstance(replica, Replica):
+                self.wires.listen(index, replica)
+        if self.disaggregated:
+            self._connect(moved)
+
+    def _replica(
+        self, index: int, cost: StepCost | PipelineCost, done: Callable[[Sequence, float], None]
+    ) -> AnyReplica:
+        pool, engine = self.members[index][0], self.scenario.engine
+        limits, blocks, exit_s = self._limits(pool), self._blocks(pool), pool.preset.exit_s
+        layered = self.scenario.granularity == "layer" or index in self.wires.sharing
+        if isinstance(cost, PipelineCost):
+            self._refuse_in_pipeline()
+            stages = [StagePricing(stage, self._loads(index, i, stage)) for i, stage in enumerate(cost.stages)]
+            schedulers = lanes(limits, blocks, cost.windows, len(cost.stages))
+            fluid = self.fluid if layered else None
+            return PipelineReplica(
+                self.env, index, schedulers, cost, stages, self.recorder, done, exit_s=exit_s, fluid=fluid
+            )
+        policy = find_policy(engine.scheduler, f"{self.scenario.where}: engine.scheduler")
+        return Replica(
+            self.env,
+            index,
+            policy(limits, blocks, cost.windows),
+            StagePricing(cost, self._loads(index, 0, cost)),
+            self.recorder,
+            done,
+            leaps=self.scenario.granularity == "leap",
+            layered=layered,
+            exit_s=exit_s,
+            fluid=self.fluid,
+        )
+
+    def _loads(self, index: int, stage: int, cost: StepCost) -> Amounts | None:
+        return self.wires.amounts(index, stage, cost.operators.all_reduce_bytes_per_token)
+
+    def _connect(self, moved: Callable[[Sequence, Replica], None]) -> None:
+        """Joins prefill to decode replicas."""
+        names = [[gpu for stage in pool.placement[index] for gpu in stage] for pool, index in self.members]
+        receivers, senders = [], {}
+        for replica, (pool, _), ranks in zip(self.replicas, self.members, names, strict=True):
+            assert isinstance(replica, Replica)
+            if pool.role == "decode":
+                receivers.append((replica, ranks))
+            else:
+                senders[replica.index] = ranks
+        transfer = KvTransfer(
+            self.env,
+            self.fluid,
+            self.pools[0],
+            self.wires,
+            senders,
+            receivers,
+            bytes_per_token=self.memories[0].kv_bytes_per_token,
+            max_model_len=self.max_model_len,
+            layerwise=self.scenario.deployment.kv_transfer == "layerwise",
+            moved=moved,
+        )
+        for index in senders:
+            sender = self.replicas[index]
+            assert isinstance(sender, Replica)
+            sender.hand_over = transfer.hand_over
+
+    def _limits(self, pool: Deployment) -> SchedulerLimits:
+        engine = self.scenario.engine
+        naive = engine.on_kv_full == "oom"
+        return limits_for(
+            version=engine.version,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            num_gpu_blocks=self._usable_blocks(pool) + 1,
+            enable_chunked_prefill=engine.enable_chunked_prefill,
+            long_prefill_token_threshold=engine.long_prefill_token_threshold,
+            scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl and not naive,
+            watermark=engine.watermark,
+            # with stages, the batches in flight overlap host and GPU already, and vLLM schedules synchronously
+            async_scheduling=pool.async_scheduling and pool.sharding.pipeline == 1,
+            preempts=not naive,
+        )
+
+    def _blocks(self, pool: Deployment) -> BlockPool:
+        engine = self.scenario.engine
+        return pool_for(
+            version=engine.version,
+            num_gpu_blocks=self._usable_blocks(pool) + 1,
+            block_size=engine.block_size,
+            enable_prefix_caching=engine.enable_prefix_caching,
+        )
+
+    def _usable_blocks(self, pool: Deployment) -> int:
+        return self.memories[self.pools.index(pool)].usable_blocks
+
+    def _refuse_in_pipeline(self) -> None:
+        """Batches in flight side by side are scheduled by vLLM's rules only, and keep their KV cache."""
+        scheduler = self.scenario.engine.scheduler
+        if scheduler not in ("vllm", "chunked"):
+            where = f"{self.scenario.where}: engine.scheduler"
+            raise InputError(where, f"got {scheduler} with pipeline stages", "use vllm, or one stage")
+        if self.disaggregated:
+            where = f"{self.scenario.where}: deployment.pools"
+            raise InputError(where, "got pipeline stages in a prefill or decode pool", "use tensor_parallel_size there")
