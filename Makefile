@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCENARIO ?= scenarios/llama3-70b-2xh100-64way.yaml
 
-.PHONY: run test lint bench notebooks clean
+.PHONY: run test lint bench notebooks readme clean
 
 run: $(VENV)/installed
 	@$(BIN)/twowalls run $(SCENARIO)
@@ -23,6 +23,10 @@ bench: $(VENV)/installed
 # runs every cell of every script and writes what it shows beside it; a cell that fails ends it
 notebooks: $(VENV)/installed
 	$(BIN)/jupytext --quiet --to ipynb --execute notebooks/*.py
+
+# writes the answers of the shipped scenarios into README.md
+readme: $(VENV)/installed
+	$(BIN)/python docs/refresh_readme.py
 
 # one stamp for the whole environment: made again when the project's dependencies change
 $(VENV)/installed: pyproject.toml
