@@ -60,7 +60,11 @@ def test_a_gemm_rises_smoothly_with_its_tokens(gpu: str, n: int, k: int, dtype: 
     times = Roofline(load_gpu(gpu)).gemm(tokens, n, k, dtype).total_s
     assert rises(times)
     step = times[1:] / times[:-1]
-    # a token more costs a hundredth at most, but where it opens a new pair of 128-row tiles (64 and 128 rows before)
+    # a token more costs a hundredth or two, but where it opens a new pair of 128-row tiles (64 and 128 rows before) in
+    # the kernels that pay for whole tiles
+    if fits.arithmetic(load_gpu(gpu), dtype) == "bf16":
+        assert step.max() < 1.03
+        return
     opens = (tokens[:-1] % 256 == 0) | np.isin(tokens[:-1], (64, 128))
     assert step[~opens].max() < 1.03
     assert step.max() < 2

@@ -68,21 +68,27 @@ def cycles_per_s(gpu: Gpu) -> float:
 
 
 def _rows(m: Floats, whole: float) -> Floats:
-    """Rows that the tensor cores multiply for `m` tokens: pairs of 128-row tiles beyond one tile, 64 rows at least."""
-    tiled = np.where(m <= TILE / 2, TILE / 2, np.where(m <= TILE, TILE, np.ceil(m / (2 * TILE)) * 2 * TILE))
-    return np.asarray(m + whole * (tiled - m))
+    """Rows that the tensor cores multiply for `m` tokens: pairs of 128-row tiles beyond one tile, 64 rows at least.
+
+    Between whole tokens a new tile opens gradually, so that the function has no jump.
+    """
+    pairs = np.floor(m / (2 * TILE))
+    many = 2 * TILE * (pairs + np.minimum(m - 2 * TILE * pairs, 1.0))
+    few = TILE / 2 * (1 + np.clip(m - TILE / 2, 0, 1)) + TILE * np.clip(m - TILE, 0, 1)
+    return np.asarray(m + whole * (np.where(m < 2 * TILE, few, many) - m))
 
 
 def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats | float, dtype: str) -> KernelTime:
     """out[m, n] = in[m, k] x weights[k, n].
 
     body = p-norm of FLOPs over the tensor peak and bytes over HBM. The last tile of tokens, where it is not full, costs
-    `whole` of what it lacks (0: as many rows as it has; 1: a whole tile). The compute time is never less than `serial` times that
-    of one tile on its SM, which runs through all of k. Filling and draining that pipeline costs `depth_s` x (k / 4096) ^
-    `depth_power`: power 1 where one thread block does all of k, 1/2 at the best split of k over thread blocks (s of them
-    leave k/s steps and s partial sums to add). A quantised activation is first read in bf16 and written in its own
-    format by a kernel of its own (its launch is part of `launch_s`): a thread block a token, of `quantise_row_s`, and
-    `quantise` bytes a cycle on every SM.
+    `whole` of what it lacks (1: a whole tile; in bf16 cuBLAS picks among so many tiles that nothing is left of it). The
+    compute time is never less than `serial` times that of one tile on its SM, which runs through all of k. Filling and
+    draining that pipeline costs `depth_s` x (k / 4096) ^ `depth_power`: power 1 where one thread block does all of k, 1/2
+    at the best split of k over thread blocks (s of them leave k/s steps and s partial sums to add).
+
+    A quantised activation is first read in bf16 and written in its own format by a kernel of its own (its launch is part
+    of `launch_s`): a thread block a token, of `quantise_row_s`, and `quantise` bytes a cycle on every SM.
     """
     m, n, k = array(m), array(n), array(k)
     weight = weight_bytes(dtype)
@@ -90,7 +96,7 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     activation = weight if quantised else ACTIVATION_BYTES
     hbm, peak = gpu.hbm_bytes_per_s, peak_flops_per_s(gpu, dtype)
     one_tile_s = 2 * np.clip(m, TILE / 2, TILE) * TILE * k / (peak / gpu.sm_count)
-    compute_s = 2 * _rows(m, c["whole"]) * n * k / (c["compute"] * peak)
+    compute_s = 2 * _rows(m, c.get("whole", 0.0)) * n * k / (c["compute"] * peak)
     compute_s = (compute_s**4 + (c["serial"] * one_tile_s) ** 4) ** 0.25
     moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c["activation"] * hbm)
     memory_s = n * k * weight / (c["memory"] * hbm) + moved_s

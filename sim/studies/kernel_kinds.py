@@ -193,10 +193,10 @@ def _mla_contexts(table: Table) -> NDArray[np.bool_]:
 
 _US = 1e-6
 _GEMM = {
-    "launch_s": 2 * _US, "depth_s": 2 * _US, "depth_power": 0.5, "compute": 0.8, "serial": 0.3, "whole": 0.2, "memory": 0.85,
+    "launch_s": 2 * _US, "depth_s": 2 * _US, "depth_power": 0.5, "compute": 0.8, "serial": 0.3, "memory": 0.85,
     "activation": 0.6, "overlap": 3.0,
 }  # fmt: skip
-_QUANTISE = {"quantise_row_s": 1 * _US, "quantise": 6.0}
+_QUANTISE = {"quantise_row_s": 1 * _US, "quantise": 6.0, "whole": 0.5}
 _PREFILL = {
     "launch_s": 10 * _US, "block_s": 1 * _US, "compute": 0.8, "softmax": 0.8, "tile": 30.0, "wide": 0.1, "kv": 3.0,
     "overlap": 1.0, "tail": 0.5,
