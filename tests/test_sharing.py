@@ -48,6 +48,11 @@ def steps_of(result: Result, replica: int) -> dict[str, Any]:
     return {name: column[chosen] for name, column in result.steps.items()}
 
 
+def wires_of(asked: Scenario) -> Wires:
+    deployment = Deployment.of(asked)
+    return Wires([(deployment, replica) for replica in range(deployment.sharding.data)])
+
+
 def held(result: Result) -> None:
     assert [check["name"] for check in result.self_checks if not check["held"]] == []
 
@@ -202,12 +207,12 @@ def test_waiting_for_a_shared_port_has_its_own_line_in_the_ledger() -> None:
 
 
 def test_only_the_replicas_on_the_port_share_it() -> None:
-    wires = Wires(Deployment.of(scenario((*ACROSS, INSIDE), [1024], 4)))
+    wires = wires_of(scenario((*ACROSS, INSIDE), [1024], 4))
     assert sorted(wires.sharing) == [0, 1]
     ports = {("n0.nic", "tor"), ("tor", "n0.nic"), ("n1.nic", "tor"), ("tor", "n1.nic")}
     assert all(ports <= edges for edges in wires.sharing.values())
     by_rail = scenario(ACROSS, [1024], 4, topology="dgx-h100")
-    assert Wires(Deployment.of(by_rail)).sharing == {}
+    assert wires_of(by_rail).sharing == {}
 
 
 # --- degraded links and slow GPUs ---------------------------------------------------------------------------------------
