@@ -106,11 +106,12 @@ def _span(names: Sequence[str]) -> str:
 
 
 def walls_table(walls_ms_per_token: Mapping[str, float]) -> str:
-    """Where a token's milliseconds go, with a bar for each cause."""
+    """Where a token's milliseconds go, with a bar for each cause that took any."""
     total = sum(walls_ms_per_token.values())
     rows = [
         f"  {label(cause):<24} {ms:>10.3f} ms {ms / total:>7.1%}  {'#' * round(_BAR * ms / total)}".rstrip()
         for cause, ms in walls_ms_per_token.items()
+        if ms
     ]
     return "\n".join([f"Where a token's milliseconds go ({total:.2f} ms of a mean output token)", *rows])
 
