@@ -85,7 +85,7 @@ def test_walls_add_up_and_have_bars() -> None:
     lines = walls_table({"weights_read": 12.0, "queue": 0.0, "kv_read": 4.0}).splitlines()
     assert lines[0] == "Where a token's milliseconds go (16.00 ms of a mean output token)"
     assert lines[1].split() == ["weights", "read", "12.000", "ms", "75.0%", "#" * 30]
-    assert lines[2].split() == ["queue", "0.000", "ms", "0.0%"]
+    assert not any("queue" in line for line in lines)
     assert lines[3].endswith("#" * 10)
 
 

@@ -18,6 +18,9 @@ CAUSES: dict[str, tuple[str, str]] = {
     "activations": ("activations through HBM", "memory"),
     "collective_latency": ("all-reduce latency", "communication"),
     "collective_bandwidth": ("all-reduce bandwidth", "communication"),
+    "shared_links": ("others on the same links", "communication"),
+    "kv_transfer": ("KV cache on its way", "communication"),
+    "pipeline_bubble": ("pipeline bubbles", "communication"),
     "kernel_fixed": ("kernel fixed cost", "overhead"),
     "engine_overhead": ("engine overhead", "overhead"),
     "preemption": ("preemption", "waiting"),
@@ -41,6 +44,8 @@ _MOVES = {
     "kernel_fixed": "fused kernels, or more users a GPU to share them, cut the kernel fixed cost",
     "engine_overhead": "asynchronous scheduling or a leaner engine preset hides the engine overhead",
     "interference": "a smaller max_num_batched_tokens, or GPUs for prefill alone, shorten the wait for others' prompts",
+    "shared_links": "links of its own for every group (rails instead of one port) end the sharing",
+    "pipeline_bubble": "more users keep every stage busy; fewer stages have fewer bubbles",
     "preemption": "fewer users at a time (max_num_seqs), or more room for KV, end the recomputing",
     "queue": "room for more KV (fewer bits, more gpu_memory_utilization, more GPUs) or a replica shortens the queue",
 }
