@@ -59,15 +59,14 @@ def test_a_gemm_rises_smoothly_with_its_tokens(gpu: str, n: int, k: int, dtype: 
     tokens = np.arange(1.0, 4097.0)
     times = Roofline(load_gpu(gpu)).gemm(tokens, n, k, dtype).total_s
     assert rises(times)
+    # no cliff: a token more never costs more than those before it did, but where it opens a new pair of 128-row tiles
+    # (64 and 128 rows before) in the kernels that pay for whole tiles
     step = times[1:] / times[:-1]
-    # a token more costs a hundredth or two, but where it opens a new pair of 128-row tiles (64 and 128 rows before) in
-    # the kernels that pay for whole tiles
-    if fits.arithmetic(load_gpu(gpu), dtype) == "bf16":
-        assert step.max() < 1.03
-        return
+    smooth = step <= 1 + 1 / tokens[:-1] + 1e-12
     opens = (tokens[:-1] % 256 == 0) | np.isin(tokens[:-1], (64, 128))
-    assert step[~opens].max() < 1.03
-    assert step.max() < 2
+    whole = fits.arithmetic(load_gpu(gpu), dtype) != "bf16"
+    assert (smooth | (opens & whole)).all()
+    assert step[1:].max() < 2
 
 
 @LAWS
