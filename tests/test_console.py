@@ -86,7 +86,7 @@ def test_walls_add_up_and_have_bars() -> None:
     assert lines[0] == "Where a token's milliseconds go (16.00 ms of a mean output token)"
     assert lines[1].split() == ["weights", "read", "12.000", "ms", "75.0%", "#" * 30]
     assert not any("queue" in line for line in lines)
-    assert lines[3].endswith("#" * 10)
+    assert lines[2].endswith("#" * 10)
 
 
 def test_self_checks_say_what_is_broken() -> None:
