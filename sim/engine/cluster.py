@@ -109,6 +109,8 @@ class Cluster:
 
     def _send(self, row: int, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
         """A request reaches the router now."""
+        if arrival_s > self.env.now:  # by rounding: the timer was set to a difference of times
+            arrival_s = self.env.now
         seq = self._sequence(row, arrival_s, prompt_tokens, output_tokens)
         if prompt_tokens >= self._max_model_len:
             self.recorder.request(seq, -1, float("nan"), REJECTED, 0.0)
