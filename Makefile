@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCENARIO ?= scenarios/llama3-70b-2xh100-64way.yaml
 
-.PHONY: run test lint bench notebooks readme clean
+.PHONY: run test lint bench notebooks docs clean
 
 run: $(VENV)/installed
 	@$(BIN)/twowalls run $(SCENARIO)
@@ -24,9 +24,9 @@ bench: $(VENV)/installed
 notebooks: $(VENV)/installed
 	$(BIN)/jupytext --quiet --to ipynb --execute notebooks/*.py
 
-# writes the answers of the shipped scenarios into README.md
-readme: $(VENV)/installed
-	$(BIN)/python docs/refresh_readme.py
+# writes what the code answers into README.md and the pages of docs/
+docs: $(VENV)/installed
+	$(BIN)/python docs/refresh.py
 
 # one stamp for the whole environment: made again when the project's dependencies change
 $(VENV)/installed: pyproject.toml
