@@ -12,6 +12,7 @@ from sim.engine.deployment import Deployment
 from sim.engine.fleet import Fleet
 from sim.engine.recorder import Recorder
 from sim.engine.router import make_router
+from sim.engine.scaling import Scaling
 from sim.errors import DoesNotFit
 from sim.results.checks import run_checks
 from sim.results.latency import Latency
@@ -37,12 +38,13 @@ def plan_memory(scenario: Scenario, accounting: Accounting = "engine") -> Memory
     return Deployment.of(scenario).memory(scenario.build_workload(), accounting)
 
 
-def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
+def simulate(scenario: Scenario, progress: Progress | None = None, scaling: Scaling | None = None) -> Result:
     """Plays a scenario and returns what it told.
 
     Args:
         scenario: a validated scenario.
         progress: told of simulated time and finished requests while it runs.
+        scaling: more or less of the deployment's resources than the scenario says.
 
     Raises:
         InputError: something in the scenario is wrong.
@@ -50,7 +52,7 @@ def simulate(scenario: Scenario, progress: Progress | None = None) -> Result:
     """
     started_s = time.perf_counter()
     workload = scenario.build_workload()
-    fleet = Fleet(scenario, workload)
+    fleet = Fleet(scenario, workload, scaling)
     if not fleet.memory.fits:
         raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
     run = _Run(fleet, workload, progress)

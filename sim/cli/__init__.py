@@ -10,6 +10,7 @@ from sim.cli.fabric import register as register_fabric
 from sim.cli.look import register as register_look
 from sim.cli.measure import register as register_measure
 from sim.cli.run import register as register_run
+from sim.cli.whatif import register as register_whatif
 from sim.errors import TwoWallsError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ register_run(app)
 register_look(app)
 register_fabric(app)
 register_measure(app)
+register_whatif(app)
 
 
 def main() -> None:

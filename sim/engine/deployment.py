@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from sim.cost.collective_constants import CONSTANTS, LinkConstants
 from sim.cost.collectives import Communicator
 from sim.cost.kernels import KernelBackend
 from sim.cost.measured import MeasuredKernels
@@ -54,6 +56,8 @@ class Deployment:
     gpu: str | None = None
     """Kind of its GPUs, where it is not the topology's."""
     _backends: list[MeasuredKernels] = field(default_factory=list)
+    link_constants: Mapping[str, LinkConstants] = field(default_factory=lambda: CONSTANTS)
+    """What the collective libraries add to the wires."""
     _costs: dict[tuple[object, ...], StepCost | PipelineCost] = field(default_factory=dict)
 
     @classmethod
@@ -169,6 +173,10 @@ class Deployment:
             return costs[0]
         return PipelineCost(costs, [self._hand_over(replica, stage, stages[stage]) for stage in range(count - 1)])
 
+    def communicator(self, gpus: list[str]) -> Communicator:
+        """Collectives of a group of GPUs, by the engine's software."""
+        return Communicator(self.topology, gpus, self.preset.software, self.link_constants)
+
     def _stage_cost(self, ranks: list[str], stage: StageOperators, windows: tuple[int, ...]) -> StepCost:
         """Cost of one stage on these GPUs: the slowest sets the pace."""
         engine = self.scenario.engine
@@ -178,7 +186,7 @@ class Deployment:
         return StepCost(
             stage,
             self.backend(slowest),
-            Communicator(self.topology, ranks, self.preset.software) if len(ranks) > 1 else None,
+            self.communicator(ranks) if len(ranks) > 1 else None,
             self.preset,
             max_tokens=engine.max_num_batched_tokens,
             max_seqs=engine.max_num_seqs,
@@ -188,9 +196,8 @@ class Deployment:
 
     def _hand_over(self, replica: int, stage: int, sender: StageOperators) -> HandOver:
         ranks, receivers = self.placement[replica][stage], self.placement[replica][stage + 1]
-        software = self.preset.software
-        gather = Communicator(self.topology, receivers, software) if len(receivers) > 1 else None
-        pairs = Communicator(self.topology, [*ranks, *receivers], software)
+        gather = self.communicator(receivers) if len(receivers) > 1 else None
+        pairs = self.communicator([*ranks, *receivers])
         return HandOver(pairs, gather, len(ranks), sender.stage_send_bytes_per_token)
 
     def origins(self) -> list[str]:

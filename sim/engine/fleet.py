@@ -19,6 +19,7 @@ from sim.engine.policies import find_policy
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
+from sim.engine.scaling import Scaling
 from sim.engine.sequence import Sequence
 from sim.engine.transfer import KvTransfer
 from sim.engine.versions import limits_for, pool_for
@@ -38,11 +39,21 @@ class Fleet:
     Replicas are numbered over all pools. `memories` has one ledger a pool.
     """
 
-    def __init__(self, scenario: Scenario, workload: Workload) -> None:
+    def __init__(self, scenario: Scenario, workload: Workload, scaling: Scaling | None = None) -> None:
+        """
+        Args:
+            scaling: more or less of the deployment's resources, for what-if questions.
+
+        Raises:
+            InputError: as `Deployment.of`.
+        """
         self.scenario = scenario
         self.pools = [warm_deployment(scenario)] if scenario.deployment.pools is None else deployments(scenario)
-        self.members = [(pool, index) for pool in self.pools for index in range(pool.sharding.data)]
         self.memories = [pool.memory(workload) for pool in self.pools]
+        if scaling is not None:
+            self.pools = [scaling.deployment(pool) for pool in self.pools]
+            self.memories = [scaling.memory(memory) for memory in self.memories]
+        self.members = [(pool, index) for pool in self.pools for index in range(pool.sharding.data)]
         self.max_model_len = self.pools[0].max_model_len(workload)
         self.disaggregated = {pool.role for pool in self.pools} == {"prefill", "decode"}
         self.replicas: list[AnyReplica] = []

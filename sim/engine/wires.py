@@ -65,8 +65,7 @@ class Wires:
         key = (index, stage)
         if key not in self._groups:
             deployment, replica = self._fleet[index]
-            ranks = deployment.placement[replica][stage]
-            self._groups[key] = Communicator(deployment.topology, ranks, deployment.preset.software)
+            self._groups[key] = deployment.communicator(deployment.placement[replica][stage])
         return self._groups[key]
 
     def _edges(self, index: int, stage: int) -> set[Edge]:
