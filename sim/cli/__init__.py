@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from sim.cli.compare import register as register_compare
 from sim.cli.fabric import register as register_fabric
 from sim.cli.look import register as register_look
 from sim.cli.measure import register as register_measure
@@ -24,6 +25,7 @@ app = typer.Typer(
 register_run(app)
 register_look(app)
 register_fabric(app)
+register_compare(app)
 register_measure(app)
 register_whatif(app)
 
