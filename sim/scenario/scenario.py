@@ -10,7 +10,15 @@ from os.path import relpath
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PrivateAttr, ValidationError, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from sim.errors import InputError
 from sim.scenario.assertion import Assertion
@@ -71,6 +79,17 @@ class Scenario(Section):
     """Comparisons such as "ttft.p99 < 10 min"; one that does not hold ends the command with exit code 1."""
 
     _where: str = PrivateAttr(default="scenario")
+
+    @model_validator(mode="after")
+    def _router_has_something_to_look_at(self) -> Self:
+        router = self.deployment.router
+        if router == "session_affinity" and self.workload.sessions is None:
+            raise refuse(
+                "router session_affinity without conversations", "add workload.sessions, or choose another router"
+            )
+        if router == "prefix_affinity" and not self.engine.enable_prefix_caching:
+            raise refuse("router prefix_affinity without a prefix cache", "set engine.enable_prefix_caching: true")
+        return self
 
     def __eq__(self, other: object) -> bool:
         """Whether both ask for the same run, wherever they were written."""
