@@ -164,6 +164,14 @@ CASES: dict[str, dict[str, Any]] = {
         "workload": {"arrivals": {"kind": "burst"}, "num_requests": 4, "time_limit": "500 ms"}
     },
     "the back of an envelope": {"engine": {"preset": "ideal"}},
+    "out of memory among the decodes": {
+        "engine": {"on_kv_full": "oom", "num_gpu_blocks_override": 30},
+        "workload": {
+            "arrivals": {"kind": "burst"},
+            "lengths": {"kind": "fixed", "input_tokens": 100, "output_tokens": 100},
+            "num_requests": 4,
+        },
+    },
 }
 
 
