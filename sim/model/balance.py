@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from sim.model.activation import activation_peak_bytes
@@ -159,10 +159,12 @@ def balance(
     """The ledger without suggestions; see `sim.model.memory.ledger`."""
     layouts = [kv_layout(model, precision, sharding, s, options.block_size) for s in range(sharding.pipeline)]
     stages = [(index // sharding.tensor) % sharding.pipeline for index in range(len(gpus))]
-    rows = tuple(
-        _row(model, precision, sharding, layouts[stage], stage, gpu, name, options)
-        for gpu, name, stage in zip(gpus, gpu_names, stages, strict=True)
-    )
+    alike: dict[tuple[int, int], GpuLedger] = {}  # thousands of GPUs are of a few kinds
+    for gpu, stage in zip(gpus, stages, strict=True):
+        if (id(gpu), stage) not in alike:
+            alike[id(gpu), stage] = _row(model, precision, sharding, layouts[stage], stage, gpu, options)
+    ranks = zip(gpus, gpu_names, stages, strict=True)
+    rows = tuple(replace(alike[id(gpu), stage], gpu=name) for gpu, name, stage in ranks)
     blocks = [math.floor(row.kv_pool_bytes / layouts[row.stage].block_bytes) for row in rows]
     fewest = min(range(len(rows)), key=blocks.__getitem__)
     layout, num_blocks = layouts[rows[fewest].stage], blocks[fewest]
@@ -196,9 +198,9 @@ def _row(
     layout: KvLayout,
     stage: int,
     gpu: GpuCapacity,
-    name: str,
     options: MemoryOptions,
 ) -> GpuLedger:
+    """The ledger of a GPU of a stage, which still lacks its name."""
     if options.accounting == "nominal":
         by_class = _weights(model, precision, Sharding().rank_parameters(model, 0), nominal=True)
         by_class = {part: size / sharding.ranks for part, size in by_class.items()}
@@ -219,7 +221,7 @@ def _row(
         pool_bytes = options.num_gpu_blocks_override * layout.block_bytes
         rest_bytes = capacity_bytes - weights_bytes - activation_bytes - overhead_bytes - pool_bytes
     return GpuLedger(
-        gpu=name,
+        gpu="",
         stage=stage,
         capacity_bytes=capacity_bytes,
         usable_bytes=usable_bytes,
