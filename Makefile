@@ -22,7 +22,7 @@ bench: $(VENV)/installed
 
 # runs every cell of every script and writes what it shows beside it; a cell that fails ends it
 notebooks: $(VENV)/installed
-	$(BIN)/jupytext --quiet --to ipynb --execute notebooks/*.py
+	$(BIN)/jupytext --quiet --update --to ipynb --execute notebooks/*.py
 
 # writes what the code answers into README.md and the pages of docs/
 docs: $(VENV)/installed
