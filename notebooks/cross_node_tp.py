@@ -289,7 +289,8 @@ most {max(at_16.values()) / at_16["NVLink"]:.1f}. It would take {series(batch_li
 InfiniBand, {latency_ms["10 GbE"]:.1f} over Ethernet.
 
 **Of an iteration that takes in a prompt it is true: on slow fabrics with small chunks, on fast ones with large chunks.** 500 ms
-are reached beside {series(chunk_limits)} prompt tokens. On NVLink that is the prompt's own computation; elsewhere its all-reduces.
+are reached beside {series(chunk_limits)} prompt tokens. On NVLink that is the prompt's own computation, elsewhere its
+all-reduces.
 
 **Of the mean token of a served user it depends on the mix.** In ms, chatting users see a TPOT of {series(chat)}; users with
 documents {series(documents)}. The sentence holds where users x prompt / output, the prompt tokens of a mean iteration, exceeds
