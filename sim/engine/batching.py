@@ -38,7 +38,8 @@ class VllmScheduler:
         self._ending: Items[Sequence] = ()
         """Their last token is sampled; blocks and places come free in update()."""
         self._starved: Items[Sequence] = ()
-        """Decoding sequences that the last schedule() had no budget for."""
+        """Decoding sequences that the schedule() of iteration `_starved_at` had no budget or no memory for."""
+        self._starved_at = -1
         self._admission_counter = count(1)
         self._last_decode_order = -1
         """No decoding sequence was admitted later than this (an upper bound)."""
@@ -263,7 +264,7 @@ class VllmScheduler:
                 self.decodes.add(seq, batch.iteration + 1)
                 self._last_decode_order = seq.order
         self._prefilling[:] = [seq for seq in self.running if seq.state == PREFILLING]
-        self._starved = batch.starved
+        self._starved, self._starved_at = batch.starved, batch.iteration
 
     # --- waiting ---
 
@@ -342,6 +343,11 @@ class VllmScheduler:
                 self.waiting.remove(seq)
             seq.state = FINISHED
         return finished
+
+    def known_before(self, seq: Sequence) -> int:
+        """Tokens that a decoding `seq` knew before the iteration scheduled last."""
+        starved = self._starved_at == self.iteration and seq in self._starved
+        return self.iteration + seq.offset + starved
 
     def _register_returned(self, finished: Items[Sequence]) -> None:
         """Keys for blocks whose last token has returned while its request was not scheduled again (A4)."""

@@ -187,7 +187,7 @@ class Replica:
         if seq.state != DECODING:
             return
         if self._batch is None:  # the run ended in schedule(): the iteration it decided is not computed
-            seq.known_tokens = self.scheduler.iteration + seq.offset
+            seq.known_tokens = self.scheduler.known_before(seq)
             return
         if seq in self._batch.starved:  # it keeps the length it had
             return
