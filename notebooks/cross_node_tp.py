@@ -144,6 +144,7 @@ display(figure)
 # ## Where 500 ms is reached
 
 # %%
+USERS, TOKENS = range(1, 513), range(1, 8177)
 
 
 def first(values, ms_of):
@@ -153,8 +154,8 @@ def first(values, ms_of):
 
 limits = {
     fabric: (
-        first(range(1, 513), lambda b, cost=cost: iteration_ms(cost, b)),
-        first(range(1, 8177), lambda n, cost=cost: iteration_ms(cost, 16, n)),
+        first(USERS, lambda b, cost=cost: iteration_ms(cost, b)),
+        first(TOKENS, lambda n, cost=cost: iteration_ms(cost, 16, n)),
     )
     for fabric, cost in COSTS.items()
 }
