@@ -17,7 +17,8 @@ PATIENCE_S = 2.0
 class ProgressLine:
     """Shows how far a run is on standard error, once it has lasted `PATIENCE_S`; silent where nobody watches.
 
-    Called with the simulated time in seconds and the number of things done; `total` of them are awaited (None: unknown).
+    Called with the simulated time in seconds, the number of things done, and a note to add; `total` of them are awaited
+    (None: unknown).
     """
 
     def __init__(self, label: str, total: int | None, noun: str = "requests") -> None:
@@ -29,7 +30,7 @@ class ProgressLine:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def __call__(self, simulated_s: float, done: int) -> None:
+    def __call__(self, simulated_s: float, done: int, note: str = "") -> None:
         if not self._watched or time.monotonic() - self._start < PATIENCE_S:
             return
         if self._bar is None:
@@ -37,7 +38,8 @@ class ProgressLine:
         assert self._bar is not None
         assert self._task is not None
         clock = f"{simulated_s:,.1f} s simulated, " if simulated_s else ""
-        self._bar.update(self._task, completed=done, what=f"{clock}{done:,} {self._noun}")
+        total = f" of {self._total:,}" if note else ""
+        self._bar.update(self._task, completed=done, what=f"{clock}{done:,}{total} {self._noun}{note}")
 
     def _show(self) -> None:
         from rich.console import Console

@@ -5,6 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,11 @@ import pytest
 from records import ledger
 from small_engine import busy_engine
 
-from sim import simulate as simulate_module
 from sim.errors import CheckFailed, ClockStuck, DoesNotFit
 from sim.results.result import Result
 from sim.scenario import Scenario
-from sim.studies.batch import Job, Row, batch_exit_code, comparison, run_many, run_one
+from sim.studies.batch import Job, batch_exit_code, comparison, run_many, run_one
+from sim.studies.executor import open_workers
 
 SCENARIO: dict[str, Any] = {
     "name": "good",
@@ -40,6 +44,8 @@ def fake_simulate(scenario: Scenario, progress: Any = None) -> Result:
         raise KeyError("wide")
     if scenario.name == "killed":
         os._exit(9)
+    while scenario.name == "slow":
+        threading.Event().wait(0.001)
     result = busy_engine(30)
     result.scenario, result.ledger = scenario.to_dict(), ledger()
     if scenario.name == "broken":
@@ -54,7 +60,7 @@ def fake_simulate(scenario: Scenario, progress: Any = None) -> Result:
 
 @pytest.fixture(autouse=True)
 def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate_module, "simulate", fake_simulate)
+    monkeypatch.setattr(import_module("sim.simulate"), "simulate", fake_simulate)
     multiprocessing.set_start_method("fork", force=True)  # a worker that is forked has the fake too
 
 
@@ -67,7 +73,9 @@ def test_a_good_run_is_done_and_its_row_travels() -> None:
     assert (row.status, row.exit_code, row.reason) == ("done", 0, "")
     assert row.record is not None
     assert row.record["completed"] == 30
-    assert row.record["wall_seconds"] == 0.1
+    assert row.wall_seconds == 0.1
+    assert "wall_seconds" not in row.record
+    assert row.files == {}
     assert "Serving Benchmark Result" in row.answer
     assert pickle.loads(pickle.dumps(row)) == row
 
@@ -80,11 +88,13 @@ def test_a_good_run_is_done_and_its_row_travels() -> None:
         ("leaky", "failed", 4, "Little's law"),
         ("broken", "failed", 4, "self-check broken: tokens conserved"),
         ("full", "oom", 3, ""),
+        ("slow", "timed_out", 0, "gave up after 0.05 s of wall time (--timeout)"),
     ],
 )
 def test_what_goes_wrong_is_a_status_with_a_reason(name: str, status: str, exit_code: int, reason: str) -> None:
-    row = run_one(job(name))
+    row = run_one(replace(job(name), timeout_s=0.05 if name == "slow" else None))
     assert (row.status, row.exit_code, row.reason) == (status, exit_code, reason)
+    assert row.final == (name != "slow")  # the same scenario may end in time tomorrow
 
 
 def test_a_bug_is_named_with_its_place() -> None:
@@ -108,8 +118,8 @@ def test_an_assertion_that_does_not_hold() -> None:
     assert [line["held"] for line in row.record["assertions"]] == [False, True]
 
 
-def test_outputs_are_written_where_the_job_says(tmp_path: Path) -> None:
-    run_one(Job(SCENARIO, out_dir=str(tmp_path / "a"), plots=True))
+def test_a_row_brings_the_files_of_a_result_folder(tmp_path: Path) -> None:
+    run_one(Job(SCENARIO, outputs=True, plots=True)).write(tmp_path / "a")
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"summary.json", "requests.parquet", "steps.parquet", "run.json", "timeline.png", "memory.png"} <= names
 
@@ -133,18 +143,30 @@ def test_parallel_and_alone_give_the_same_rows() -> None:
     assert rows[0] == rows[1] == alone
 
 
+def test_jobs_are_taken_one_by_one_however_many_there_are() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[Job]:
+        for number in range(10**9):
+            taken.append(number)
+            yield job()
+
+    with open_workers(count=1) as workers:
+        rows = run_many(endless(), workers)
+        assert next(rows)[1].status == "done"
+        assert len(taken) <= workers.window + 1
+        rows.close()
+
+
 def test_no_jobs_give_no_rows() -> None:
     assert list(run_many([])) == []
 
 
 def test_the_exit_code_of_a_batch() -> None:
-    def row(code: int) -> Row:
-        return Row("x", "done", code, "", None, "")
-
     assert batch_exit_code([]) == 0
-    assert batch_exit_code([row(0), row(3)]) == 0  # what does not fit is a result like any other
-    assert batch_exit_code([row(1), row(3), row(2)]) == 2
-    assert batch_exit_code([row(4), row(2)]) == 4
+    assert batch_exit_code([0, 3]) == 0  # what does not fit is a result like any other
+    assert batch_exit_code([1, 3, 2]) == 2
+    assert batch_exit_code([4, 2]) == 4
 
 
 def test_the_comparison_has_a_line_a_scenario_and_the_reasons_below() -> None:

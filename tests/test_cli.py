@@ -173,10 +173,11 @@ def test_a_wrong_scenario_does_not_stop_the_others(tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
-def test_equal_names_get_folders_of_their_own(tmp_path: Path) -> None:
+def test_a_scenario_named_twice_is_run_once(tmp_path: Path) -> None:
     name = write(tmp_path)
     assert twowalls("run", name, name, "--out", "results", folder=tmp_path).returncode == 0
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["small", "small-2"]
+    files = ["journal.jsonl", "ledger.csv", "ledger.parquet", "run.json", "small"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == files
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["alone", "batch"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,6 +84,17 @@ def print_json(data: Any) -> None:
     from sim.results.export import to_json
 
     sys.stdout.write(to_json(data))
+
+
+def print_json_list(items: Iterable[Any]) -> None:
+    """`items` as one JSON list on standard output, written one by one: there may be very many."""
+    from sim.results.export import to_json
+
+    before = "[\n"
+    for item in items:
+        sys.stdout.write(before + to_json(item).rstrip())
+        before = ",\n"
+    sys.stdout.write("[]\n" if before == "[\n" else "\n]\n")
 
 
 def say(text: str) -> None:

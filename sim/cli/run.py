@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sim.cli.options import Json, Overrides, load_each, print_json, read_overrides, say
+from sim.cli.options import Json, Overrides, load_each, print_json, print_json_list, read_overrides, say
 from sim.errors import InputError, TwoWallsError
+from sim.units import parse
 
 if TYPE_CHECKING:
-    from sim.studies.batch import Job, Row
+    from sim.scenario import Scenario
+    from sim.studies.batch import Job
+    from sim.studies.study import Case, Study
 
 Scenarios = Annotated[
     list[str],
@@ -25,6 +30,18 @@ Granularity = Annotated[
     Literal["leap", "step", "layer"] | None, typer.Option("--granularity", help="Instead of the scenario's own.")
 ]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes at a time; all cores if not given.")]
+Timeout = Annotated[
+    str | None, typer.Option("--timeout", metavar="TIME", help="Wall time after which a scenario is given up: 30 s.")
+]
+ExecutorOption = Annotated[
+    str | None, typer.Option("--executor", metavar="WHERE", help="local, or dask://HOST:PORT of a running scheduler.")
+]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Take over what is finished in the results folder.")]
+LedgerOnly = Annotated[
+    bool, typer.Option("--ledger-only", help="Of several scenarios: no folder for each, the ledger alone.")
+]
+RESULTS = Path("twowalls-results")
+"""Where several scenarios leave their results unless told otherwise: without a folder nothing could be resumed."""
 
 
 def register(app: typer.Typer) -> None:
@@ -39,8 +56,15 @@ def run(
     granularity: Granularity = None,
     settings: Overrides = None,
     jobs: Jobs = None,
+    timeout: Timeout = None,
+    executor: ExecutorOption = None,
+    resume: Resume = True,
+    ledger_only: LedgerOnly = False,
 ) -> None:
     """Simulate scenarios: does it fit, how fast is a token, which wall.
+
+    Several scenarios run in parallel and leave their results and a ledger of all in one folder (--out, or
+    twowalls-results); the same command again runs only what is missing there.
 
     Exit code: 0 done, 1 an assertion failed, 2 the input is wrong, 3 it does not fit or ran out of memory, 4 a self-check
     failed, 130 interrupted. Of several scenarios: the largest of 1, 2 and 4, else 0.
@@ -49,29 +73,37 @@ def run(
     if granularity is not None:
         overrides["granularity"] = granularity
     loaded = load_each(scenarios, overrides)
-    if len(loaded) == 1:
+    timeout_s = None if timeout is None else parse(timeout, "s", "--timeout")
+    if len(loaded) == 1 and executor is None:
         scenario = loaded[0][1]
         if isinstance(scenario, TwoWallsError):
             raise scenario
         folder = out if out is not None else Path() if plots else None
-        raise typer.Exit(_run_alone(_job(scenario, folder, plots), scenario.workload.num_requests, json))
-    raise typer.Exit(_run_batch(loaded, out, plots, jobs, json))
+        job = _job(scenario, folder is not None, plots, timeout_s)
+        raise typer.Exit(_run_alone(job, folder, scenario.workload.num_requests, json))
+    if ledger_only and plots:
+        raise InputError("--plots", "got --ledger-only with it", "leave one of the two out")
+    options = {"outputs": not ledger_only, "plots": plots, "timeout_s": timeout_s}
+    with open_study(out, resume) as study:
+        raise typer.Exit(_run_batch(study, loaded, executor, jobs, json, options))
 
 
-def _job(scenario: Any, out: Path | None, plots: bool) -> Job:
+def _job(scenario: Any, outputs: bool, plots: bool, timeout_s: float | None) -> Job:
     from sim.studies.batch import Job
 
-    return Job(scenario.to_dict(), scenario.where, None if out is None else str(out), plots)
+    return Job(scenario.to_dict(), scenario.where, outputs, plots, timeout_s)
 
 
-def _run_alone(job: Job, num_requests: int | None, json: bool) -> int:
+def _run_alone(job: Job, folder: Path | None, num_requests: int | None, json: bool) -> int:
     from sim.progress import ProgressLine
     from sim.studies.batch import run_one
 
     with ProgressLine(job.name, num_requests) as progress:
         row = run_one(job, progress)
+    if folder is not None and row.files:
+        row.write(folder)
     if json and row.exit_code != 2:
-        print_json(_record(row, job.scenario))
+        print_json(_record(asdict(row), job.scenario))
     elif row.answer:
         print(row.answer)
     if row.reason:
@@ -79,69 +111,79 @@ def _run_alone(job: Job, num_requests: int | None, json: bool) -> int:
     return row.exit_code
 
 
-def _record(row: Row, scenario: dict[str, Any] | None) -> dict[str, Any]:
+def open_study(out: Path | None, resume: bool = True) -> Study:
+    """The results folder of a study, which says where it is unless the user has."""
+    from sim.studies.study import Study
+
+    if out is None:
+        say(f"results in {RESULTS}")
+    return Study(out or RESULTS, resume)
+
+
+def _record(entry: Mapping[str, Any], scenario: dict[str, Any] | None) -> dict[str, Any]:
     """What `--json` prints of a scenario, also of one that gave no result: nothing measured is null, never zero."""
     from sim import __version__
 
-    if row.record is not None:
-        return row.record | ({"reason": row.reason} if row.reason else {})
+    reason, record = entry["reason"], entry["record"]
+    if record is not None:
+        return {**record, "wall_seconds": entry["wall_seconds"], **({"reason": reason} if reason else {})}
     return {
-        "status": row.status,
-        "reason": row.reason,
+        "status": entry["status"],
+        "reason": reason,
         "events": 0,
         "preemptions": 0,
         "walls_ms_per_token": {},
         "self_checks": [],
         "simulated_seconds": 0.0,
         "wall_seconds": None,
-        "scenario": scenario if scenario is not None else {"name": row.name},
+        "scenario": scenario if scenario is not None else {"name": entry["name"]},
         "seed": None if scenario is None else scenario["workload"]["seed"],
         "simulator_version": __version__,
     }
 
 
-def _run_batch(loaded: list[tuple[str, Any]], out: Path | None, plots: bool, workers: int | None, json: bool) -> int:
-    from sim.progress import ProgressLine
-    from sim.studies.batch import batch_exit_code, comparison, failed, run_many
+def _run_batch(
+    study: Study,
+    loaded: list[tuple[str, Scenario | TwoWallsError]],
+    executor: str | None,
+    workers: int | None,
+    json: bool,
+    options: Mapping[str, Any],
+) -> int:
+    from sim.studies.batch import batch_exit_code
+    from sim.studies.study import Case
 
-    if plots and out is None:
-        raise InputError("--plots", "of several scenarios needs a folder", "add --out DIR")
-    rows: dict[int, Row] = {}
-    places: list[int] = []
-    batch: list[Job] = []
-    names: set[str] = set()
-    for index, (name, scenario) in enumerate(loaded):
-        if isinstance(scenario, TwoWallsError):
-            rows[index] = failed(name, scenario)
-            continue
-        places.append(index)
-        batch.append(_job(scenario, None if out is None else out / _unused(scenario.name, names), plots))
-    interrupted = False
-    with ProgressLine("scenarios", len(loaded), "scenarios") as progress:
-        try:
-            for place, row in run_many(batch, workers):
-                rows[places[place]] = row
-                progress(0.0, len(rows))
-        except KeyboardInterrupt:
-            interrupted = True
-    finished = [rows[index] for index in sorted(rows)]
+    cases = [Case.of(name, found) for name, found in loaded]
+    loaded.clear()  # ten thousand validated scenarios take more room than all that follows
+    interrupted = run_cases(study, cases, executor, workers, options)
     if json:
-        scenarios = dict(zip(places, (job.scenario for job in batch), strict=True))
-        print_json([_record(rows[index], scenarios.get(index)) for index in sorted(rows)])
+        print_json_list(_record(entry, entry["scenario"]) for entry in study.entries())
     else:
-        print(comparison(finished))
+        print(study_table(study))
     if interrupted:
-        say(f"interrupted: {len(loaded) - len(rows)} of {len(loaded)} scenarios did not finish")
+        say(f"interrupted: {study.unfinished} of {len(study.cases)} scenarios did not finish; the same command goes on")
         return 130
-    return batch_exit_code(finished)
+    return batch_exit_code(entry["exit_code"] for entry in study.entries())
 
 
-def _unused(name: str, names: set[str]) -> str:
-    """A folder name for a scenario that no other of the batch has."""
-    clean = "".join(letter if letter.isalnum() or letter in "-_.=" else "_" for letter in name)
-    unused, number = clean, 1
-    while unused in names:
-        number += 1
-        unused = f"{clean}-{number}"
-    names.add(unused)
-    return unused
+def run_cases(
+    study: Study, cases: Sequence[Case], executor: str | None, workers: int | None, options: Mapping[str, Any]
+) -> bool:
+    """Run what a study lacks, with one progress line; returns whether Ctrl-C came in between."""
+    from sim.progress import ProgressLine
+    from sim.studies.executor import open_workers
+
+    with ProgressLine("scenarios", len(cases), "scenarios") as progress:
+        try:
+            with open_workers(executor, workers) as opened:
+                study.run(cases, opened, lambda over, running: progress(0.0, over, f", {running} running"), **options)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def study_table(study: Study) -> str:
+    """The comparison of all scenarios of a study."""
+    from sim.studies.batch import cells, comparison_of
+
+    return comparison_of([(e["name"], e["status"], e["reason"], cells(e["record"])) for e in study.entries()])

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sim.results.verdict import load_state, verdict
 _LIBRARIES = ("numpy", "simpy", "networkx", "scipy")
 
 
+@cache
 def versions() -> dict[str, str]:
     """What computed a result: its numbers are equal to the last byte on one machine with these."""
     found = {name: metadata.version(name) for name in _LIBRARIES}
