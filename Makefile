@@ -18,7 +18,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest -m benchmark -s
+	$(BIN)/python -m pytest -m benchmark -s tests/bench_*.py
 
 # runs every cell of every script and writes what it shows beside it; a cell that fails ends it
 notebooks: $(VENV)/installed

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CHUNK_ITERATIONS = 1 << 18  # 2 MiB of float64 a temporary array
+CHUNK_ITERATIONS = 1 << 16  # half a MiB of float64 a temporary array
 _BINS = 4096
 
 
