@@ -96,6 +96,9 @@ def assert_same_run(fast: Result, slow: Result) -> None:
         assert [check["name"] for check in result.self_checks if not check["held"]] == []
 
 
+LOCK_STEP = {"deepseek-v3-4x8h100"}
+"""Ranks in lock-step run iteration by iteration, whatever is asked."""
+
 # --- what is shipped -------------------------------------------------------------------------------------------------
 
 
@@ -104,11 +107,11 @@ def test_a_shipped_scenario_leaps_as_it_steps(name: str) -> None:
     scenario = load(name)
     leap, step = at(scenario, "leap"), at(scenario, "step")
     assert_same_run(leap, step)
-    # the naive engine crashes among the first prompts, before there is anything to leap over
-    assert leap.events < step.events or step.status == "oom"
+    # the naive engine crashes among the first prompts, before there is anything to leap over; ranks in lock-step never leap
+    assert leap.events < step.events or step.status == "oom" or "group_rows" in step.steps
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", sorted(set(shipped()) - LOCK_STEP))
 def test_its_first_200_iterations_are_the_same_layer_by_layer(name: str) -> None:
     scenario = load(name)
     whole = at(scenario, "step").steps

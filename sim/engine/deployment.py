@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim.cost.collective_constants import CONSTANTS, LinkConstants
 from sim.cost.collectives import Communicator
+from sim.cost.experts import ExpertCost, LockStepCost, SkewedExperts
 from sim.cost.kernels import KernelBackend
 from sim.cost.measured import MeasuredKernels
 from sim.cost.pipeline import HandOver, PipelineCost
@@ -86,6 +87,18 @@ class Deployment:
             asked.enable_expert_parallel,
         )
         sharding.check(model, f"{where}: deployment")
+        if asked.two_batch_overlap and sharding.data == 1:
+            raise InputError(
+                f"{where}: deployment.two_batch_overlap",
+                "got true for one replica, which exchanges nothing",
+                "raise data_parallel_size, or leave it out",
+            )
+        if sharding.expert_parallel and sharding.data > 1 and sharding.pipeline > 1:
+            raise InputError(
+                f"{where}: deployment.pipeline_parallel_size",
+                f"got {sharding.pipeline} with experts shared by {sharding.data} replicas",
+                "use one stage, or enable_expert_parallel: false",
+            )
         if topology is None:
             topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
         placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)
@@ -106,6 +119,11 @@ class Deployment:
     def async_scheduling(self) -> bool:
         asked = self.scenario.engine.async_scheduling
         return self.preset.async_scheduling if asked is None else asked
+
+    @property
+    def lock_step(self) -> bool:
+        """Whether its replicas share their experts, and so iterate together."""
+        return self.sharding.expert_parallel and self.sharding.data > 1
 
     def max_model_len(self, workload: Workload) -> int:
         """Longest prompt + output the engine admits."""
@@ -180,18 +198,36 @@ class Deployment:
     def _stage_cost(self, ranks: list[str], stage: StageOperators, windows: tuple[int, ...]) -> StepCost:
         """Cost of one stage on these GPUs: the slowest sets the pace."""
         engine = self.scenario.engine
+        options: dict[str, Any] = {
+            "max_tokens": engine.max_num_batched_tokens,
+            "max_seqs": engine.max_num_seqs,
+            "async_scheduling": self.async_scheduling and self.sharding.pipeline == 1,
+            "windows": windows,
+        }
+        backend, group = self._slowest(ranks), self.communicator(ranks) if len(ranks) > 1 else None
+        if self.lock_step:
+            return LockStepCost(stage, backend, group, self.preset, experts=self._expert_cost(stage), **options)
+        skew = self.scenario.deployment.expert_load.skew
+        return StepCost(stage, SkewedExperts(backend, skew) if skew else backend, group, self.preset, **options)
+
+    def _slowest(self, ranks: list[str]) -> KernelBackend:
+        """Kernels on the slowest of these GPUs."""
         speeds = self.topology.gpu_speed
         gpus = [slowed(self.gpus[name], speeds.get(name, 1.0)) for name in ranks]
-        slowest = min(gpus, key=lambda gpu: (gpu.hbm_bytes_per_s, gpu.name))
-        return StepCost(
+        return self.backend(min(gpus, key=lambda gpu: (gpu.hbm_bytes_per_s, gpu.name)))
+
+    def _expert_cost(self, stage: StageOperators) -> ExpertCost:
+        """Experts that all replicas share, and the exchange of tokens between them."""
+        asked = self.scenario.deployment
+        return ExpertCost(
             stage,
-            self.backend(slowest),
-            self.communicator(ranks) if len(ranks) > 1 else None,
-            self.preset,
-            max_tokens=engine.max_num_batched_tokens,
-            max_seqs=engine.max_num_seqs,
-            async_scheduling=self.async_scheduling and self.sharding.pipeline == 1,
-            windows=windows,
+            self._slowest(self.gpu_names),
+            self.communicator(self.gpu_names),
+            tensor=self.sharding.tensor,
+            data=self.sharding.data,
+            nodes=len({self.topology.island(gpu) for gpu in self.gpu_names}),
+            deepep=asked.all2all_backend == "deepep",
+            exponent=asked.expert_load.skew,
         )
 
     def _hand_over(self, replica: int, stage: int, sender: StageOperators) -> HandOver:
@@ -232,7 +268,10 @@ def deployments(scenario: Scenario) -> list[Deployment]:
     topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
     free = list(topology.gpus)
     for pool in pools:
-        sizes = {
+        shared = scenario.deployment.model_dump(
+            mode="json", include={"enable_expert_parallel", "expert_load", "all2all_backend", "two_batch_overlap"}
+        )
+        sizes = shared | {
             "tensor_parallel_size": pool.tensor_parallel_size,
             "pipeline_parallel_size": pool.pipeline_parallel_size,
             "data_parallel_size": pool.replicas,

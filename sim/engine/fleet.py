@@ -14,6 +14,7 @@ from sim.engine.deployment import Deployment, deployments
 from sim.engine.fluid import Fluid
 from sim.engine.kv_cache import BlockPool
 from sim.engine.lanes import lanes
+from sim.engine.lock_step import LockStepGroup, LockStepPricing, LockStepRank
 from sim.engine.pipeline import PipelineReplica
 from sim.engine.policies import find_policy
 from sim.engine.pricing import StagePricing
@@ -87,11 +88,16 @@ class Fleet:
 
     def start(self, done: Callable[[Sequence, float], None], moved: Callable[[Sequence, Replica], None]) -> None:
         """Builds the replicas; `done` is told of every request that is over, `moved` of one that goes to another replica."""
+        groups = {id(pool): LockStepGroup(self.env) for pool in self.pools if pool.lock_step}
+        self._groups = groups
         for index, cost in enumerate(self.costs):
             replica = self._replica(index, cost, done)
             self.replicas.append(replica)
             if isinstance(replica, Replica):
                 self.wires.listen(index, replica)
+        overlap = self.scenario.deployment.two_batch_overlap
+        for group in groups.values():
+            group.pricing = LockStepPricing([rank.pricing for rank in group.ranks], overlap)
         if self.disaggregated:
             self._connect(moved)
 
@@ -110,10 +116,14 @@ class Fleet:
                 self.env, index, schedulers, cost, stages, self.recorder, done, exit_s=exit_s, fluid=fluid
             )
         policy = find_policy(engine.scheduler, f"{self.scenario.where}: engine.scheduler")
+        scheduler = policy(limits, blocks, cost.windows)
+        if pool.lock_step:
+            pricing, group = StagePricing(cost), self._groups[id(pool)]
+            return LockStepRank(group, self.env, index, scheduler, pricing, self.recorder, done, exit_s=exit_s)
         return Replica(
             self.env,
             index,
-            policy(limits, blocks, cost.windows),
+            scheduler,
             StagePricing(cost, self._loads(index, 0, cost)),
             self.recorder,
             done,

@@ -21,6 +21,7 @@ STEP_COLUMNS = (
 )  # fmt: skip
 CHUNK_COLUMNS = ("step", "request", "start", "tokens")
 EVENT_COLUMNS = ("step", "count")
+LOCK_STEP_COLUMNS = ("step", "rows", "group_rows", "widest_rows", "overlapped")
 GAP_COLUMNS = ("request", "replica", "start_s", "end_s")
 REAL_COLUMNS = frozenset(
     {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"}
@@ -70,6 +71,8 @@ class Recorder:
         """Preemptions by the schedule of a step."""
         self.late = Table(EVENT_COLUMNS)
         """Decodes of a step that had skipped the iteration before it."""
+        self.lock_steps = Table(LOCK_STEP_COLUMNS)
+        """Of ranks in lock-step: rows a step ran, its own, of all ranks, of the widest; whether as two half batches."""
         self.num_steps = 0
         self.preemptions = 0
 
@@ -99,4 +102,7 @@ class Recorder:
         steps["prefills"] = per_step(chunks)
         steps["itl_tokens"] = steps["decodes"] - per_step(self.late.to_columns(), "count")
         steps["preempted"] = per_step(self.preempted.to_columns(), "count")
+        shared = self.lock_steps.to_columns()
+        if len(shared["step"]):
+            steps.update((name, per_step(shared, name)) for name in LOCK_STEP_COLUMNS[1:])
         return steps

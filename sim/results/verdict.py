@@ -21,6 +21,7 @@ CAUSES: dict[str, tuple[str, str]] = {
     "shared_links": ("others on the same links", "communication"),
     "kv_transfer": ("KV cache on its way", "communication"),
     "pipeline_bubble": ("pipeline bubbles", "communication"),
+    "lock_step": ("waiting for other ranks", "communication"),
     "kernel_fixed": ("kernel fixed cost", "overhead"),
     "engine_overhead": ("engine overhead", "overhead"),
     "preemption": ("preemption", "waiting"),
@@ -46,6 +47,7 @@ _MOVES = {
     "interference": "a smaller max_num_batched_tokens, or GPUs for prefill alone, shorten the wait for others' prompts",
     "shared_links": "links of its own for every group (rails instead of one port) end the sharing",
     "pipeline_bubble": "more users keep every stage busy; fewer stages have fewer bubbles",
+    "lock_step": "smaller prompt chunks, or prefill apart, make the ranks that share experts more equal",
     "preemption": "fewer users at a time (max_num_seqs), or more room for KV, end the recomputing",
     "queue": "room for more KV (fewer bits, more gpu_memory_utilization, more GPUs) or a replica shortens the queue",
 }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost.causes import INDEX, Causes, zeros
+from sim.cost.experts import GroupRows, LockStepCost
 from sim.cost.pipeline import PipelineCost
 from sim.cost.preset import EnginePreset
 from sim.cost.step import StepCost
@@ -61,6 +62,8 @@ class Walls:
             tokens = steps["decodes"] + steps["prefill_tokens"]
             chunks = self._chunk_causes(cost, chosen)[:, chosen]
             causes[:, mixed] = self._causes(cost, steps, tokens, steps["sampled"], chunks)[:, mixed]
+        if isinstance(cost, LockStepCost):
+            causes[INDEX["lock_step"]] += self.duration_s[chosen] - causes.sum(axis=0)
         sharing = np.isin(steps["replica"] // self._lanes, list(self._sharing))
         if sharing.any() and not isinstance(cost, PipelineCost):
             causes[INDEX["shared_links"]] += np.where(sharing, self.duration_s[chosen] - causes.sum(axis=0), 0.0)
@@ -79,7 +82,9 @@ class Walls:
     ) -> Causes:
         """Causes of these steps, had each computed `tokens` tokens of which `sampled` are sampled."""
         k, decodes = steps["iterations"].astype(float), steps["decodes"]
-        total: Causes = (cost.token_causes[:, tokens] + cost.sampled_causes[:, sampled]) * k
+        head = cost.sampled_causes[:, sampled]
+        rows = _group_rows(steps, tokens) if isinstance(cost, LockStepCost) else None
+        total: Causes = (cost.token_causes[:, tokens if rows is None else rows.own] + head) * k
         total[INDEX["kernel_fixed"]] += cost.decode_fixed[decodes] * k
         for slope in cost.decode_slopes:
             context = _context_tokens(steps, slope.window_tokens)
@@ -87,6 +92,8 @@ class Walls:
             total[INDEX["compute"]] += slope.compute_s[decodes] * context
         if chunk_causes is not None:
             total += chunk_causes
+        if isinstance(cost, LockStepCost) and rows is not None:
+            total = cost.complete(total, head, rows, decodes)
         requests = decodes + (0 if chunk_causes is None else steps["prefills"])
         host_s = (self._preset.host_step_s + self._preset.host_request_s * requests) * k
         gpu_s = total.sum(axis=0)
@@ -106,6 +113,14 @@ class Walls:
         np.add.at(total[INDEX["kv_read"]], step, times.memory_s)
         np.add.at(total[INDEX["compute"]], step, times.compute_s)
         return total
+
+
+def _group_rows(steps: Columns, tokens: NDArray[Any]) -> GroupRows:
+    """Rows of steps in lock-step; where they are asked about fewer tokens than they computed, their own are fewer."""
+    whole = tokens == steps["decodes"] + steps["prefill_tokens"]
+    own = np.where(whole, steps["rows"], np.maximum(tokens, 1))
+    group = steps["group_rows"] - steps["rows"] + own
+    return GroupRows(own, group, np.minimum(steps["widest_rows"], group), steps["overlapped"] > 0)
 
 
 def _context_tokens(steps: Columns, window: int | None) -> Floats:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from sim.errors import nearest
+from sim.scenario.experts import BalancedExperts, ExpertLoad
 from sim.scenario.fields import NameOrPath, PositiveDuration, Section, name_or_object, refuse
 
 Dtype = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
@@ -84,7 +85,15 @@ class Deployment(Section):
     data_parallel_size: Annotated[int, Field(ge=1)] = 1
     """Replicas of the whole model."""
     enable_expert_parallel: bool = False
-    """Spread whole experts of MoE layers over the GPUs instead of cutting every expert."""
+    """Spread whole experts of MoE layers over the GPUs instead of cutting every expert; with data_parallel_size above 1 over
+    those of all replicas, which then run in lock-step (DP attention)."""
+    expert_load: ExpertLoad = Field(default_factory=lambda: BalancedExperts(kind="balanced"))
+    """How tokens come over the experts; needs enable_expert_parallel unless balanced."""
+    all2all_backend: Literal["allgather_reducescatter", "deepep"] = "allgather_reducescatter"
+    """How tokens reach the experts of other replicas: all to every GPU (vLLM's default), or only where their experts are."""
+    two_batch_overlap: bool = False
+    """Replicas in lock-step cut a batch in two halves, one of which computes while the other is exchanged, where that is
+    sooner."""
     placement: Annotated[
         Literal["pack", "spread"] | list[str],
         BeforeValidator(_placement),
@@ -99,6 +108,15 @@ class Deployment(Section):
     """Several kinds of replicas behind one router, or prefill and decode apart; instead of the sizes above."""
     kv_transfer: Literal["after_prefill", "layerwise"] = "after_prefill"
     """When a prefill replica sends the KV cache: once the prompt is done, or each layer as it is computed."""
+
+    @model_validator(mode="after")
+    def _experts_make_sense(self) -> Self:
+        if self.expert_load.skew and not self.enable_expert_parallel:
+            raise refuse("a skewed expert_load without enable_expert_parallel, where every GPU has a slice of every expert",
+                         "set enable_expert_parallel: true, or leave expert_load out")  # fmt: skip
+        if self.two_batch_overlap and not self.enable_expert_parallel:
+            raise refuse("two_batch_overlap without enable_expert_parallel: nothing is exchanged", "leave it out")
+        return self
 
     @model_validator(mode="after")
     def _pools_make_sense(self) -> Self:
