@@ -223,9 +223,6 @@ def test_a_pipeline_over_two_nodes_pays_for_its_hand_over_and_nothing_else() -> 
     assert {"collective_latency"} <= changed <= {"collective_latency", "collective_bandwidth", "prefill"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sim.engine.deployment shares the cost of replicas whose stages are equal, wherever they are"
-)
 def test_replicas_that_differ_in_their_hand_over_only() -> None:
     names = ["n0.g0", "n0.g1", "n0.g2", "n0.g3", "n0.g4", "n0.g5", "n1.g0", "n1.g1"]
     deployment = Deployment.of(

@@ -251,10 +251,9 @@ def test_one_rail_at_a_quarter_slows_exactly_the_group_on_it(link: list[str]) ->
 
 NODE_PAIRS = tuple(tuple(f"n{node}.g{g}" for node in pair for g in (0, 2, 4, 6)) for pair in ((0, 1), (2, 3)))
 """Two groups of eight, each over two nodes with four GPUs in each."""
-SHARED_COST = "replicas whose first node differs in a link are taken for equal (sim.engine.deployment._signature)"
 
 
-@pytest.mark.parametrize("node", [3, pytest.param(2, marks=pytest.mark.xfail(strict=True, reason=SHARED_COST))])
+@pytest.mark.parametrize("node", [3, 2])
 def test_a_degraded_rail_slows_the_wide_group_over_it(node: int) -> None:
     sound = durations(NODE_PAIRS, 4, [])
     degraded = durations(NODE_PAIRS, 4, [{"link": [f"n{node}.nic2", "leaf2"], "bandwidth_fraction": 0.25}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sim.cost.collective_constants import CONSTANTS, LinkConstants
@@ -168,19 +169,21 @@ class Deployment:
 
         Replicas on equal GPUs with equal wires between them share one object.
         """
-        signature = tuple(self._signature(ranks) for ranks in self.placement[replica])
+        signature = self._signature(self.placement[replica])
         found = self._costs.get(signature)
         if found is None:
             found = self._costs[signature] = self._cost(replica)
         return found
 
-    def _signature(self, ranks: list[str]) -> tuple[object, ...]:
-        """What the cost of a stage on these GPUs depends on, whichever nodes they are in."""
-        topology, first = self.topology, ranks[0]
-        nodes = list(dict.fromkeys(topology.node_of[gpu] for gpu in ranks))
-        wires = [(r.bandwidth_bytes_per_s, r.latency_s) for r in (topology.route(first, gpu) for gpu in ranks[1:])]
-        places = [(nodes.index(topology.node_of[gpu]), topology.gpu_kind[gpu]) for gpu in ranks]
-        return (*places, *wires, *(topology.gpu_speed.get(gpu, 1.0) for gpu in ranks))
+    def _signature(self, stages: list[list[str]]) -> tuple[object, ...]:
+        """What the cost of a replica on these GPUs depends on, whichever nodes they are in."""
+        topology, ranks = self.topology, [gpu for stage in stages for gpu in stage]
+        if topology.overridden:
+            return tuple(ranks)
+        nodes = {node: place for place, node in enumerate(dict.fromkeys(topology.node_of[gpu] for gpu in ranks))}
+        places = tuple((nodes[topology.node_of[gpu]], topology.gpu_kind[gpu]) for gpu in ranks)
+        routes = [topology.route(a, b) for a, b in [*pairwise(ranks), *((ranks[0], gpu) for gpu in ranks[2:])]]
+        return (*places, *((route.bandwidth_bytes_per_s, route.latency_s) for route in routes))
 
     def _cost(self, replica: int) -> StepCost | PipelineCost:
         fusion = Fusion(self.scenario.fusion.attention, self.scenario.fusion.elementwise)

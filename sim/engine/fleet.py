@@ -112,8 +112,19 @@ class Fleet:
             stages = [StagePricing(stage, self._loads(index, i, stage)) for i, stage in enumerate(cost.stages)]
             schedulers = lanes(limits, blocks, cost.windows, len(cost.stages))
             fluid = self.fluid if layered else None
+            sends = [stage.operators.stage_send_bytes_per_token / pool.sharding.tensor for stage in cost.stages[:-1]]
+            hand_overs = [self.wires.hand_over_amounts(index, i, size) for i, size in enumerate(sends)]
             return PipelineReplica(
-                self.env, index, schedulers, cost, stages, self.recorder, done, exit_s=exit_s, fluid=fluid
+                self.env,
+                index,
+                schedulers,
+                cost,
+                stages,
+                self.recorder,
+                done,
+                hand_overs=hand_overs,
+                exit_s=exit_s,
+                fluid=fluid,
             )
         policy = find_policy(engine.scheduler, f"{self.scenario.where}: engine.scheduler")
         scheduler = policy(limits, blocks, cost.windows)

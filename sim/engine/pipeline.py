@@ -20,6 +20,7 @@ from sim.engine.pricing import StagePricing
 from sim.engine.recorder import FINISHED, Recorder
 from sim.engine.replica import Boundary, KvOutOfMemory
 from sim.engine.sequence import DECODING, NEVER, Sequence
+from sim.engine.wires import Amounts
 
 
 class Lane:
@@ -48,6 +49,7 @@ class PipelineReplica:
         recorder: Recorder,
         on_finish: Callable[[Sequence, float], None],
         *,
+        hand_overs: Items[Amounts | None] = (),
         exit_s: float = 0.0,
         fluid: Fluid | None = None,
     ) -> None:
@@ -65,6 +67,8 @@ class PipelineReplica:
         self._on_finish = on_finish
         self._exit_s = exit_s
         self._fluid = fluid
+        self._hand_overs = hand_overs or [None] * (len(stages) - 1)
+        """What each hand-over puts on links that others use too; needed with `fluid` only."""
         self._left: list[Event] = []
         """Layer by layer: for each stage, the departure of the batch that entered it last."""
         self._waking: Event | None = None
@@ -175,7 +179,8 @@ class PipelineReplica:
                 yield self._fluid.start(phase.amounts, phase.alone_s, phase.latency_s)
             mine[stage].succeed()
             if stage < last:
-                yield self._fluid.start({}, self._cost.hand_over_s[stage][tokens])
+                loads = self._hand_overs[stage]
+                yield self._fluid.start(loads(tokens) if loads else {}, self._cost.hand_over_s[stage][tokens])
         Boundary(env, 0.0, lane.at_end)
 
     def _record(self, lane: Lane, batch: Batch, now_s: float) -> None:

@@ -45,7 +45,8 @@ class Wires:
         edges: dict[int, set[Edge]] = {}
         for index, (deployment, replica) in enumerate(fleet):
             stages = deployment.placement[replica]
-            if not transfers and (len(fleet) == 1 or all(self._alone(deployment, ranks) for ranks in stages)):
+            lonely = len(stages) == 1 and self._alone(deployment, stages[0])
+            if not transfers and (len(fleet) == 1 or lonely):
                 continue
             edges[index] = {edge for stage in range(len(stages)) for edge in self._edges(index, stage)}
             users.update(edges[index])
@@ -68,23 +69,45 @@ class Wires:
             self._groups[key] = deployment.communicator(deployment.placement[replica][stage])
         return self._groups[key]
 
+    def _hand_over(self, index: int, stage: int) -> Communicator:
+        """The GPUs of a stage and of the next: the first half sends to the second."""
+        key = (index, -1 - stage)
+        if key not in self._groups:
+            deployment, replica = self._fleet[index]
+            stages = deployment.placement[replica]
+            self._groups[key] = deployment.communicator([*stages[stage], *stages[stage + 1]])
+        return self._groups[key]
+
     def _edges(self, index: int, stage: int) -> set[Edge]:
+        """The edges that a stage's all-reduces and its hand-over to the next use."""
         deployment, replica = self._fleet[index]
-        if len(deployment.placement[replica][stage]) == 1:
-            return set()
-        communicator = self._communicator(index, stage)
-        return {edge for size in _PROBES_BYTES for edge in communicator.time("all_reduce", size).edge_bytes}
+        stages, used = deployment.placement[replica], set[Edge]()
+        for size in _PROBES_BYTES:
+            if len(stages[stage]) > 1:
+                used.update(self._communicator(index, stage).time("all_reduce", size).edge_bytes)
+            if stage + 1 < len(stages):
+                used.update(self._hand_over(index, stage).time("send_recv", size).edge_bytes)
+        return used
+
+    def hand_over_amounts(self, index: int, stage: int, bytes_per_token: float) -> Amounts | None:
+        """What the hand-over from one stage to the next puts on edges where it may meet others; None if there are none."""
+        if index not in self._loaded:
+            return None
+        return self._amounts(index, self._hand_over(index, stage), "send_recv", bytes_per_token)
 
     def amounts(self, index: int, stage: int, bytes_per_token: float) -> Amounts | None:
         """What the all-reduces of one stage of a replica put on edges where they may meet others; None if there are none."""
-        loaded, known = self._loaded.get(index, set()), dict[int, dict[Capacity, float]]()
-        if not loaded or not bytes_per_token:
+        if index not in self._loaded or not bytes_per_token:
             return None
+        return self._amounts(index, self._communicator(index, stage), "all_reduce", bytes_per_token)
+
+    def _amounts(self, index: int, communicator: Communicator, op: str, bytes_per_token: float) -> Amounts:
+        loaded, known = self._loaded[index], dict[int, dict[Capacity, float]]()
 
         def of_tokens(tokens: int) -> Mapping[Capacity, float]:
             found = known.get(tokens)
             if found is None:
-                loads = self._communicator(index, stage).time("all_reduce", tokens * bytes_per_token).edge_bytes
+                loads = communicator.time(op, tokens * bytes_per_token).edge_bytes
                 found = known[tokens] = {self.capacity(edge): load for edge, load in loads.items() if edge in loaded}
             return found
 

@@ -32,6 +32,8 @@ class Topology:
     parameters: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, CalibrationSpec] = field(default_factory=dict)
     source: str = ""
+    overridden: bool = False
+    """Some link or GPU differs from its like, so equal places need not be equally fast."""
     _domains: dict[str, int] = field(default_factory=dict)
     _islands: dict[str, int] = field(default_factory=dict)
     _router: Router | None = None
@@ -134,6 +136,7 @@ def build_topology(
         parameters=values,
         calibration=dict(spec.calibration),
         source=spec.source,
+        overridden=bool(spec.overrides),
     )
 
 
