@@ -53,7 +53,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_ledger_has_parameters_metrics_and_status(tmp_path: Path) -> None:
-    wrong = Case.of("wrong.yaml", InputError("wrong.yaml: modell", "is an unknown key"))
+    wrong = Case.of("wrong.yaml", InputError("wrong.yaml: modell", "is an unknown key", "did you mean model?"))
     run(tmp_path, [*cases(2), *cases(1, name="tight", model="llama-3.1-70b"), wrong])
     with (tmp_path / "ledger.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -61,7 +61,7 @@ def test_the_ledger_has_parameters_metrics_and_status(tmp_path: Path) -> None:
         ("case0", "done"), ("case1", "done"), ("tight", "infeasible"), ("wrong.yaml", "failed"),
     ]  # fmt: skip
     assert "usable" in rows[2]["reason"]
-    assert rows[3]["reason"] == "wrong.yaml: modell: is an unknown key"
+    assert rows[3]["reason"] == "wrong.yaml: modell: is an unknown key did you mean model?"
     assert (rows[1]["workload.seed"], rows[1]["completed"], rows[1]["workload.arrivals.kind"]) == ("1", "20", "poisson")
     assert float(rows[0]["p99_ttft_ms"]) > 0 == len(rows[2]["p99_ttft_ms"])
     table = pq.read_table(tmp_path / "ledger.parquet")

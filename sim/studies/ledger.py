@@ -36,7 +36,7 @@ def ledger_row(entry: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "scenario": entry["name"],
         "status": entry["status"],
-        "reason": entry["reason"] or None,
+        "reason": " ".join(entry["reason"].split()) or None,
         "key": entry["key"],
         **(entry.get("facts") or {}),
         **dict(_flat({k: v for k, v in (entry.get("scenario") or {}).items() if k not in _NO_PARAMETER})),

@@ -169,9 +169,9 @@ class Study:
             if case.key in self.journal:
                 yield self.journal.entry(case.key) | {"scenario": case.scenario, "facts": dict(case.facts)}
 
-    def record(self, case: Case) -> dict[str, Any] | None:
-        """The summary of a case; None if it has none."""
-        return self.journal.entry(case.key)["record"] if case.key in self.journal else None
+    def entry(self, case: Case) -> dict[str, Any] | None:
+        """What became of a case, as the journal has it; None if it has not been run."""
+        return self.journal.entry(case.key) if case.key in self.journal else None
 
     @property
     def unfinished(self) -> int:

@@ -1,0 +1,85 @@
+"""`twowalls sweep`, `capacity` and `plan`: questions that need many runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sim.cli.options import Json, ScenarioArgument, load_one, print_json, say
+from sim.cli.run import ExecutorOption, Jobs, Resume, Timeout, open_study, run_cases
+from sim.errors import InputError
+from sim.units import parse
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Results folder: ledger, figures, resumable.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each point, each with another seed.")]
+AxisOptions = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="PATH=V1,V2,...", help="An axis: a list, 1..256*2 or 1..9+2. Give it again for more."
+    ),
+]
+Zip = Annotated[bool, typer.Option("--zip", help="Values of equal place together, instead of every combination.")]
+PlotMetric = Annotated[
+    list[str] | None,
+    typer.Option("--plot", metavar="METRIC", help="Draw it along the axes: ttft.p99, output_throughput."),
+]
+Pareto = Annotated[bool, typer.Option("--pareto", help="Draw tokens/s a user against tokens/s a GPU.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(sweep)
+
+
+def sweep(
+    base: ScenarioArgument,
+    settings: AxisOptions,
+    zipped: Zip = False,
+    seeds: Seeds = 1,
+    plot: PlotMetric = None,
+    pareto: Pareto = False,
+    out: Out = None,
+    json: Json = False,
+    jobs: Jobs = None,
+    timeout: Timeout = None,
+    executor: ExecutorOption = None,
+    resume: Resume = True,
+) -> None:
+    """Run a scenario over a grid of values, and say which points no other beats."""
+    from sim.studies.sweep import Axis, grid, metric_key, points, sweep_table
+
+    axes = [Axis.parse(text) for text in settings]
+    metrics = [metric_key(name) for name in plot or ()]
+    cells = grid(load_one(base), axes, zipped=zipped, seeds=seeds)
+    cases = [case for cell in cells for case in cell.cases]
+    options: dict[str, Any] = {"timeout_s": None if timeout is None else parse(timeout, "s", "--timeout")}
+    with open_study(out, resume) as study:
+        interrupted = run_cases(study, cases, executor, jobs, options)
+        found = points(cells, study, metrics)
+        if json:
+            print_json(_sweep_record(axes, found))
+        else:
+            print(sweep_table(axes, found, metrics))
+        if metrics or pareto:
+            from sim.studies.sweep_plot import save_sweep_plots
+
+            for path in save_sweep_plots(axes, found, metrics, pareto, study.folder):
+                say(f"wrote {path}")
+        if interrupted:
+            say(f"interrupted: {study.unfinished} of {len(cases)} runs did not finish; the same command goes on")
+            raise typer.Exit(130)
+        if not any(point.done for point in found):
+            raise InputError("sweep", "no point gave a result", found[0].reason if found else "")
+
+
+def _sweep_record(axes: Any, found: Any) -> dict[str, Any]:
+    from sim.studies.intervals import METHOD
+    from sim.studies.sweep import pareto
+
+    return {
+        "axes": [{"path": axis.path, "values": list(axis.values)} for axis in axes],
+        "intervals": METHOD,
+        "points": [point.to_dict() for point in found],
+        "pareto": [point.values for point in pareto(found)],
+    }
