@@ -11,6 +11,7 @@ from sim.cli.fabric import register as register_fabric
 from sim.cli.look import register as register_look
 from sim.cli.measure import register as register_measure
 from sim.cli.run import register as register_run
+from sim.cli.studies import register as register_studies
 from sim.cli.whatif import register as register_whatif
 from sim.errors import TwoWallsError
 
@@ -27,6 +28,7 @@ register_look(app)
 register_fabric(app)
 register_compare(app)
 register_measure(app)
+register_studies(app)
 register_whatif(app)
 
 
