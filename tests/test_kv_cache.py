@@ -87,7 +87,7 @@ class CachingPool(RuleBasedStateMachine):
         expected = []
         assert seq.content is not None
         for index in range((seq.known_tokens - 1) // self.size):
-            copies = self.copies.get(seq.content.key(index, self.size))
+            copies = self.copies.get(seq.content.keys(index, index + 1, self.size)[0])
             if not copies:
                 break
             expected.append(copies[0])
@@ -118,7 +118,7 @@ class CachingPool(RuleBasedStateMachine):
         self.pool.register(seq, seq.computed_tokens)
         assert seq.content is not None
         for index in range(before, seq.computed_tokens // self.size):
-            key, block = seq.content.key(index, self.size), self.held[seq][index]
+            key, block = seq.content.keys(index, index + 1, self.size)[0], self.held[seq][index]
             self.keys[block] = key
             self.copies.setdefault(key, []).append(block)
         assert seq.blocks == self.held[seq]

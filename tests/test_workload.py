@@ -193,7 +193,7 @@ def test_piecewise_stages_bound_the_number_of_requests():
 
 def keys(prompts: HashedPrompts | SharedPrefixPrompts, request: int, block_size: int, blocks: int) -> list[int]:
     content = prompts.content(request, block_size)
-    return [content.key(block, block_size) for block in range(blocks)]
+    return content.keys(0, blocks, block_size)
 
 
 def hashed(ids: list[list[int]], tokens: list[int], size: int) -> HashedPrompts:

@@ -45,7 +45,10 @@ class PrefixPool(BlockPool):
         self._queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, usable_blocks + 1))
         self._references = [0] * (usable_blocks + 1)
         self._key_of: list[int | None] = [None] * (usable_blocks + 1)
-        self._blocks_by_key: dict[int, list[int]] = {}
+        self._block_of: dict[int, int] = {}
+        """The oldest block with a key."""
+        self._copies: dict[int, list[int]] = {}
+        """Further blocks with the same key, in order: rare, for nothing is deduplicated (C7)."""
 
     def held(self, seq: Sequence) -> int:
         return len(seq.blocks)
@@ -53,14 +56,13 @@ class PrefixPool(BlockPool):
     def lookup(self, seq: Sequence) -> list[int]:
         """The longest run of leading cached blocks of `seq`, at least one token left over; does not modify the pool."""
         hits: list[int] = []
-        content, by_key, size = seq.content, self._blocks_by_key, self.block_size
-        if content is None:
+        if seq.content is None:
             return hits
-        for block in range((seq.known_tokens - 1) // size):
-            copies = by_key.get(content.key(block, size))
-            if copies is None:
+        block_of = self._block_of
+        for key in seq.content.keys(0, (seq.known_tokens - 1) // self.block_size, self.block_size):
+            if key not in block_of:
                 break
-            hits.append(copies[0])
+            hits.append(block_of[key])
         return hits
 
     def dead(self, hits: list[int]) -> int:
@@ -80,48 +82,55 @@ class PrefixPool(BlockPool):
         seq.keyed_blocks = len(hits)
 
     def take(self, seq: Sequence, blocks: int) -> None:
-        queue, references, key_of = self._queue, self._references, self._key_of
-        for _ in range(blocks):
-            block = queue.popitem(last=False)[0]
-            if key_of[block] is not None:
-                self._forget(block)
+        pop, references, key_of, block_of = self._queue.popitem, self._references, self._key_of, self._block_of
+        taken = [pop(False)[0] for _ in range(blocks)]
+        for block in taken:
             references[block] = 1
-            seq.blocks.append(block)
+            key = key_of[block]
+            if key is not None:
+                key_of[block] = None
+                if key in self._copies:
+                    self._forget_copy(block, key)
+                else:
+                    del block_of[key]
+        seq.blocks += taken
         self.free -= blocks
 
     def register(self, seq: Sequence, full_tokens: int) -> None:
         """Names the blocks of `seq` that its first `full_tokens` tokens fill; modifies the pool."""
-        full = full_tokens // self.block_size
-        if seq.content is None:
+        full, keyed = full_tokens // self.block_size, seq.keyed_blocks
+        if seq.content is None or full <= keyed:
             return
-        for index in range(seq.keyed_blocks, full):
-            key, block = seq.content.key(index, self.block_size), seq.blocks[index]
-            self._key_of[block] = key
-            self._blocks_by_key.setdefault(key, []).append(block)
-        seq.keyed_blocks = max(full, seq.keyed_blocks)
+        key_of, block_of = self._key_of, self._block_of
+        keys = seq.content.keys(keyed, full, self.block_size)
+        for key, block in zip(keys, seq.blocks[keyed:full], strict=True):
+            key_of[block] = key
+            if block_of.setdefault(key, block) != block:
+                self._copies.setdefault(key, []).append(block)
+        seq.keyed_blocks = full
 
     def release(self, seq: Sequence) -> None:
-        queue, references, key_of = self._queue, self._references, self._key_of
-        unkeyed = []
+        queue, references, key_of, freed, unkeyed = self._queue, self._references, self._key_of, 0, []
         for block in reversed(seq.blocks):
-            references[block] -= 1
-            if references[block]:
+            references[block] = holders = references[block] - 1
+            if holders:
                 continue
-            self.free += 1
+            freed += 1
             queue[block] = None
             if key_of[block] is None and not self._keyed_to_back_only:
                 unkeyed.append(block)
+        self.free += freed
         for block in reversed(unkeyed):  # the last block of the sequence ends up foremost
             queue.move_to_end(block, last=False)
         seq.blocks = []
         seq.keyed_blocks = 0
 
-    def _forget(self, block: int) -> None:
-        """Drops the content of a block that is about to be reused."""
-        key = self._key_of[block]
-        assert key is not None
-        copies = self._blocks_by_key[key]
-        copies.remove(block)
+    def _forget_copy(self, block: int, key: int) -> None:
+        """Drops one of several blocks with the same content."""
+        copies = self._copies[key]
+        if self._block_of[key] == block:
+            self._block_of[key] = copies.pop(0)
+        else:
+            copies.remove(block)
         if not copies:
-            del self._blocks_by_key[key]
-        self._key_of[block] = None
+            del self._copies[key]

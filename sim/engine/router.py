@@ -158,7 +158,7 @@ class PrefixAffinity:
         if seq.content is None:
             return []
         blocks = seq.prompt_tokens // self._block_size
-        return [seq.content.key(block, self._block_size) for block in range(self._stride - 1, blocks, self._stride)]
+        return seq.content.keys(0, blocks, self._block_size)[self._stride - 1 :: self._stride]
 
 
 class SessionAffinity:

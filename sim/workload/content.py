@@ -13,8 +13,9 @@ from typing import Protocol
 class Content(Protocol):
     """The token identity of one request, block by block."""
 
-    def key(self, block: int, block_size: int) -> int:
-        """A number for tokens 0 .. (block + 1) x block_size: equal for two requests exactly if those tokens are equal."""
+    def keys(self, start: int, stop: int, block_size: int) -> list[int]:
+        """A number for each of the blocks start .. stop - 1: equal for two requests exactly if all tokens up to the end of
+        that block are equal."""
         ...
 
 
@@ -39,14 +40,14 @@ class SegmentContent:
         self._interned = interned
         self._keys: list[int] = []
 
-    def key(self, block: int, block_size: int) -> int:
+    def keys(self, start: int, stop: int, block_size: int) -> list[int]:
         keys = self._keys
-        while len(keys) <= block:
-            start = len(keys) * block_size
+        while len(keys) < stop:
+            first = len(keys) * block_size
             parent = keys[-1] if keys else -1
-            chain = (parent, *self._pieces(start, start + block_size))
+            chain = (parent, *self._pieces(first, first + block_size))
             keys.append(self._interned.setdefault(chain, len(self._interned)))
-        return keys[block]
+        return keys[start:stop]
 
     def _pieces(self, start: int, stop: int) -> list[tuple[Hashable, int, int]]:
         """(stream, first index, tokens) of each stretch of tokens start .. stop."""
@@ -68,18 +69,18 @@ class HashedContent:
     `hash_block_size` must be a multiple of the cache's block size. Blocks beyond the hashes (the answer) are the request's own.
     """
 
-    __slots__ = ("_hash_ids", "_own", "_per_hash", "_shared_blocks")
+    __slots__ = ("_own", "_shared")
 
     def __init__(
         self, hash_ids: list[int], prompt_tokens: int, request: int, hash_block_size: int, block_size: int
     ) -> None:
-        self._hash_ids = hash_ids
-        self._per_hash = hash_block_size // block_size
-        self._shared_blocks = prompt_tokens // block_size
+        per_hash = hash_block_size // block_size
+        shared = [key for hash_id in hash_ids for key in range(hash_id * per_hash, (hash_id + 1) * per_hash)]
+        self._shared = shared[: prompt_tokens // block_size]
         self._own = -1 - (request << 24)
 
-    def key(self, block: int, block_size: int) -> int:
-        if block >= self._shared_blocks:
-            return self._own - block
-        index, part = divmod(block, self._per_hash)
-        return self._hash_ids[index] * self._per_hash + part
+    def keys(self, start: int, stop: int, block_size: int) -> list[int]:
+        shared, own = len(self._shared), self._own
+        if stop <= shared:
+            return self._shared[start:stop]
+        return self._shared[start:shared] + [own - block for block in range(max(start, shared), stop)]
