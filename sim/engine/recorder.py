@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,8 @@ CHUNK_COLUMNS = ("step", "request", "start", "tokens")
 EVENT_COLUMNS = ("step", "count")
 LOCK_STEP_COLUMNS = ("step", "rows", "group_rows", "widest_rows", "overlapped")
 GAP_COLUMNS = ("request", "replica", "start_s", "end_s")
+PACK_REQUESTS = 4096
+"""Requests after which the rows recorded meanwhile are packed."""
 REAL_COLUMNS = frozenset(
     {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"}
 )
@@ -34,23 +35,35 @@ Columns = dict[str, NDArray[Any]]
 
 
 class Table:
-    """Rows of numbers in one growing array of 8-byte floats: small in memory, cheap to append to."""
+    """Rows of numbers: tuples while they are few, blocks of 8-byte floats once they are packed."""
 
-    __slots__ = ("_values", "append", "columns")
+    __slots__ = ("_blocks", "_finished", "_rows", "append", "columns")
 
     def __init__(self, columns: tuple[str, ...]) -> None:
         self.columns = columns
-        self._values = array("d")
-        self.append: Callable[[Iterable[float]], None] = self._values.extend
+        self._rows: list[tuple[float, ...]] = []
+        self._blocks: list[NDArray[np.float64]] = []
+        self._finished: Columns | None = None
+        self.append: Callable[[tuple[float, ...]], None] = self._rows.append
         """Adds one row, in the order of `columns`."""
 
+    def pack(self) -> None:
+        """Turns the rows appended since into a block."""
+        if self._rows:
+            self._blocks.append(np.array(self._rows, dtype=np.float64))
+            self._rows.clear()
+
     def to_columns(self) -> Columns:
-        """The table as one array a column; whole numbers become int64."""
-        whole = np.frombuffer(self._values, dtype=np.float64).reshape(-1, len(self.columns))
-        return {
-            name: whole[:, i].copy() if name in REAL_COLUMNS else whole[:, i].astype(np.int64)
-            for i, name in enumerate(self.columns)
-        }
+        """The finished table as one array a column; whole numbers become int64. The rows are let go."""
+        if self._finished is None:
+            self.pack()
+            self._finished = {name: self._column(i, name in REAL_COLUMNS) for i, name in enumerate(self.columns)}
+            self._blocks.clear()
+        return self._finished
+
+    def _column(self, place: int, real: bool) -> NDArray[Any]:
+        parts = [block[:, place] for block in self._blocks] or [np.empty(0)]
+        return np.concatenate(parts, dtype=np.float64 if real else np.int64, casting="unsafe")
 
 
 def window_columns(windows: tuple[int, ...]) -> tuple[str, ...]:
@@ -75,9 +88,14 @@ class Recorder:
         """Of ranks in lock-step: rows a step ran, its own, of all ranks, of the widest; whether as two half batches."""
         self.num_steps = 0
         self.preemptions = 0
+        self._over = 0
 
     def request(self, seq: Sequence, replica: int, finish_s: float, status: int, exit_s: float) -> None:
         """One request that is over; `exit_s` passes between a sampled token and the client that reads it."""
+        self._over += 1
+        if not self._over % PACK_REQUESTS:
+            for table in (self.requests, self.steps, self.chunks):
+                table.pack()
         self.requests.append((
             seq.id, replica, seq.arrival_s, seq.scheduled_s, seq.first_token_s + exit_s, finish_s + exit_s, seq.prompt_tokens,
             seq.output_tokens, seq.generated_tokens, seq.cached_tokens, seq.preemptions, status,
@@ -87,11 +105,13 @@ class Recorder:
         """The requests, sorted by id."""
         columns = self.requests.to_columns()
         order = np.argsort(columns["id"], kind="stable")
-        return {name: column[order] for name, column in columns.items()}
+        for name in self.requests.columns:  # one column at a time: the table is large
+            columns[name] = columns[name][order]
+        return columns
 
     def step_columns(self) -> Columns:
         """The steps, with what prompt chunks and rare events add to them."""
-        steps, chunks = self.steps.to_columns(), self.chunks.to_columns()
+        steps, chunks = dict(self.steps.to_columns()), self.chunks.to_columns()
         count = len(steps["start_s"])
 
         def per_step(rows: Columns, weights: str | None = None) -> NDArray[np.int64]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,22 @@ themselves, and the time lost to preemption and recompute."""
 Floats = NDArray[np.float64]
 ADDS_UP = 1e-9
 """Relative error up to which sums of the same times are equal."""
+
+
+class Spans(NamedTuple):
+    """Stretches of decoding on a replica."""
+
+    replica: NDArray[np.int64]
+    start_s: Floats
+    end_s: Floats
+
+
+class Ranges(NamedTuple):
+    """Steps of each stretch: places `first` to `last` of `order`."""
+
+    order: NDArray[np.int64]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
 
 
 class Latency:
@@ -47,33 +64,40 @@ class Latency:
         self._walls, self._requests, self._steps, self._chunks, self._gaps = walls, requests, steps, chunks, gaps
         self._entry_s, self._exit_s = preset.entry_s, preset.exit_s
         done = requests["status"] == FINISHED
-        self._mine = {name: column[done] for name, column in requests.items()}
+        self._mine = requests if done.all() else {name: column[done] for name, column in requests.items()}
         self._first_s = self._mine["first_token_s"] - self._exit_s
         self._finish_s = self._mine["finish_s"] - self._exit_s
 
-    @cached_property
+    @property
     def parts_s(self) -> dict[str, Floats]:
         """Seconds of each of `PARTS` for every finished request, in the order of their ids; they sum to its latency."""
+        return dict(self._parts())
+
+    def _parts(self) -> Iterator[tuple[str, Floats]]:
+        """(part, its seconds for every finished request), one after another."""
         mine, count = self._mine, len(self._finish_s)
-        parts = {name: np.zeros(count) for name in PARTS}
-        parts["queue"] = mine["scheduled_s"] - mine["arrival_s"] - self._entry_s
-        parts["prefill"], lane = self._own_prefill()
-        late_s = self._first_s - mine["scheduled_s"] - parts["prefill"]
-        place, spans_of, replicas, start_s, end_s = self._decode_spans(lane)
-        decode, lost_s = np.zeros((len(CAUSES) + 1, count)), self._finish_s - self._first_s
-        np.add.at(decode.T, spans_of, self._between(replicas, start_s, end_s).T)
-        np.add.at(lost_s, spans_of, start_s - end_s)
-        lost_s = np.where(np.isin(np.arange(count), place), lost_s, 0.0) + late_s
-        if self._transfers:
-            parts["kv_transfer"] = self._transfer_s()
-            lost_s = lost_s - parts["kv_transfer"]
+        yield "queue", mine["scheduled_s"] - mine["arrival_s"] - self._entry_s
+        prefill_s, lane = self._own_prefill()
+        yield "prefill", prefill_s
+        place, spans_of, spans = self._decode_spans(lane)
+        lost_s = self._finish_s - self._first_s
+        np.add.at(lost_s, spans_of, spans.start_s - spans.end_s)
+        lost_s = np.where(np.isin(np.arange(count), place), lost_s, 0.0)
+        lost_s += self._first_s - mine["scheduled_s"] - prefill_s
+        transfer_s = self._transfer_s() if self._transfers else np.zeros(count)
+        yield "kv_transfer", transfer_s
+        lost_s -= transfer_s
         preempted = mine["preemptions"] > 0
-        parts["preemption"] = np.where(preempted, lost_s, 0.0)
-        parts["interference"] = decode[-1] + np.where(preempted, 0.0, lost_s)
-        for i, cause in enumerate(CAUSES):
-            parts[cause] = decode[i]
-        parts["engine_overhead"] = parts["engine_overhead"] + (self._entry_s + self._exit_s)
-        return parts
+        ranges = self._ranges(spans)
+        base = self._walls.base_causes
+        others_s = self._between(ranges, spans_of, self._walls.duration_s - base.sum(axis=0))
+        yield "interference", others_s + np.where(preempted, 0.0, lost_s)
+        for cause, seconds in zip(CAUSES, base, strict=True):
+            own_s = self._between(ranges, spans_of, seconds)
+            if cause == "engine_overhead":
+                own_s += self._entry_s + self._exit_s
+            yield cause, own_s
+        yield "preemption", np.where(preempted, lost_s, 0.0)
 
     def _places(self, requests: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(place among the finished requests, whether it is one) of each request id."""
@@ -104,8 +128,8 @@ class Latency:
             np.add.at(total_s, place[known], gap_s[known])
         return total_s
 
-    def _decode_spans(self, lane: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        """The stretches of decoding without a gap: (requests with gaps, request, replica, start and end of each stretch)."""
+    def _decode_spans(self, lane: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], Spans]:
+        """The stretches of decoding without a gap: (requests with gaps, the request of each stretch, the stretches)."""
         place, known = self._places(self._gaps["request"])
         gaps = {name: column[known] for name, column in self._gaps.items()}
         place = place[known]
@@ -116,25 +140,30 @@ class Latency:
         ends = np.concatenate([gaps["start_s"], self._finish_s])
         end_owner = np.concatenate([place, every])
         by_start, by_end = np.lexsort((starts, owner)), np.lexsort((ends, end_owner))
-        return place, owner[by_start], replicas[by_start], starts[by_start], ends[by_end]
+        return place, owner[by_start], Spans(replicas[by_start], starts[by_start], ends[by_end])
 
-    def _between(self, replicas: NDArray[Any], start_s: Floats, end_s: Floats) -> Floats:
-        """Seconds by cause, and last by interference, of the steps of each replica between two boundaries."""
-        out = np.zeros((len(CAUSES) + 1, len(start_s)))
-        order = np.argsort(self._steps["replica"], kind="stable")
-        sorted_replicas = self._steps["replica"][order]
-        asked = np.argsort(replicas, kind="stable")
-        for replica in np.unique(replicas):
-            own = order[slice(*np.searchsorted(sorted_replicas, [replica, replica + 1]))]
-            chosen = asked[slice(*np.searchsorted(replicas[asked], [replica, replica + 1]))]
-            base = self._walls.base_causes[:, own]
-            cumulated = np.zeros((len(CAUSES) + 1, len(own) + 1))
-            np.cumsum(base, axis=1, out=cumulated[:-1, 1:])
-            np.cumsum(self._walls.duration_s[own] - base.sum(axis=0), out=cumulated[-1, 1:])
-            starts = self._steps["start_s"][own]
-            first, last = (np.searchsorted(starts, t[chosen] - self._tick_s) for t in (start_s, end_s))
-            out[:, chosen] = cumulated[:, last] - cumulated[:, first]
-        return out
+    def _ranges(self, spans: Spans) -> Ranges:
+        """Which steps, in order of replica, lie in each stretch."""
+        steps = self._steps
+        order = np.argsort(steps["replica"], kind="stable")
+        replica_of = steps["replica"][order]
+        first, last = np.zeros(len(spans.replica), np.int64), np.zeros(len(spans.replica), np.int64)
+        asked = np.argsort(spans.replica, kind="stable")
+        asked_of = spans.replica[asked]
+        for replica in np.unique(spans.replica):
+            low, high = np.searchsorted(replica_of, [replica, replica + 1])
+            starts = steps["start_s"][order[low:high]]
+            chosen = asked[slice(*np.searchsorted(asked_of, [replica, replica + 1]))]
+            first[chosen] = low + np.searchsorted(starts, spans.start_s[chosen] - self._tick_s)
+            last[chosen] = low + np.searchsorted(starts, spans.end_s[chosen] - self._tick_s)
+        return Ranges(order, first, last)
+
+    def _between(self, ranges: Ranges, spans_of: NDArray[Any], seconds: Floats) -> Floats:
+        """For every request, the sum of `seconds` (one value a step) over its stretches."""
+        cumulated = np.concatenate([[0.0], np.cumsum(seconds[ranges.order])])
+        total_s = np.zeros(len(self._first_s))
+        np.add.at(total_s, spans_of, cumulated[ranges.last] - cumulated[ranges.first])
+        return total_s
 
     @cached_property
     def _tick_s(self) -> float:
@@ -146,21 +175,25 @@ class Latency:
         tokens = int(self._mine["generated_tokens"].sum())
         if not tokens:
             return {}
-        return {name: float(seconds.sum()) / tokens * 1e3 for name, seconds in self.parts_s.items()}
+        return {name: total_s / tokens * 1e3 for name, total_s in self._totals[0].items()}
+
+    @cached_property
+    def _totals(self) -> tuple[dict[str, float], Floats]:
+        """(seconds of each part over all finished requests, seconds of all parts for each of them)."""
+        by_part: dict[str, float] = {}
+        by_request = np.zeros(len(self._finish_s))
+        for name, seconds in self._parts():
+            by_part[name] = float(seconds.sum())
+            by_request += seconds
+        return {name: by_part[name] for name in PARTS}, by_request
 
     def check(self) -> dict[str, Any]:
         """Self-check: causes sum to the duration of every step, and parts to the latency of every finished request."""
         latency_s = self._mine["finish_s"] - self._mine["arrival_s"]
-        total_s = np.sum(list(self.parts_s.values()), axis=0)
         # times are differences of clock readings, so they are exact to the clock's resolution at most
         scale_s = max(float(self._mine["finish_s"].max()), 1e-9) if len(latency_s) else 1.0
-        durations = self._walls.duration_s
-        steps = _worst(np.abs(self._walls.step_causes.sum(axis=0) - durations) / np.maximum(durations, 1e-12))
-        requests = _worst(np.abs(total_s - latency_s) / np.maximum(latency_s, 1e-3 * scale_s))
+        error = np.abs(self._totals[1] - latency_s) / np.maximum(latency_s, 1e-3 * scale_s)
+        requests, steps = float(error.max(initial=0.0)), self._walls.worst_error
         detail = f"largest relative error {steps:.1e} over steps, {requests:.1e} over requests"
         held = steps < ADDS_UP and requests < ADDS_UP
         return {"name": "the ledger of time adds up", "held": held, "detail": detail}
-
-
-def _worst(values: Floats) -> float:
-    return float(values.max()) if len(values) else 0.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ from sim.engine.deployment import Deployment
 from sim.engine.recorder import Columns
 from sim.model.operators import StageOperators
 
+BLOCK_STEPS = 8192
+"""Steps that are split together: memory for so many, not for all of a long run."""
+SHORTEST_S = 1e-12
+"""A picosecond: no step is shorter, so an error relative to it is finite."""
 Floats = NDArray[np.float64]
 AnyCost = StepCost | PipelineCost
 
@@ -39,38 +44,61 @@ class Walls:
         self._preset = preset
         k = steps["iterations"]
         self.duration_s: Floats = k * steps["first_s"] + steps["growth_s"] * (k * (k - 1) / 2)
-        self.step_causes, self.base_causes = zeros(len(k)), zeros(len(k))
-        """Seconds by cause of every step, all its iterations together; and what their decodes would have taken alone."""
-        of_cost: dict[int, list[int]] = {}
+        self.base_causes = zeros(len(k))
+        """Seconds by cause that the decodes of every step would have taken alone, all its iterations together."""
+        self.worst_error = 0.0
+        """Largest relative difference between a step's causes and its duration."""
         self._lanes = max(len(cost.stages) if isinstance(cost, PipelineCost) else 1 for cost in costs)
         self._sharing = frozenset(sharing)
-        for replica, cost in enumerate(costs):
-            of_cost.setdefault(id(cost), []).append(replica)
-        for replicas in of_cost.values():
-            chosen = np.isin(steps["replica"] // self._lanes, replicas)
-            self._split(costs[replicas[0]], chosen)
+        self._costs = costs
+        for rows, causes, base in self._blocks():
+            self.base_causes[:, rows] = base
+            durations = self.duration_s[rows]
+            error = np.abs(causes.sum(axis=0) - durations) / np.maximum(durations, SHORTEST_S)
+            self.worst_error = max(self.worst_error, float(error.max(initial=0.0)))
+
+    @cached_property
+    def step_causes(self) -> Causes:
+        """Seconds by cause of every step, all its iterations together."""
+        total = zeros(len(self.duration_s))
+        for rows, causes, _ in self._blocks():
+            total[:, rows] = causes
+        return total
 
     # --- steps ------------------------------------------------------------------------------------------------------------
 
-    def _split(self, cost: AnyCost, chosen: NDArray[np.bool_]) -> None:
-        """Fills in the causes of the chosen steps, all of the same cost."""
-        steps = {name: column[chosen] for name, column in self._steps.items()}
+    def _blocks(self) -> Iterator[tuple[NDArray[np.int64], Causes, Causes]]:
+        """(rows, their causes, those of their decodes alone) of all steps, some thousand rows of one cost at a time."""
+        of_cost: dict[int, list[int]] = {}
+        for replica, cost in enumerate(self._costs):
+            of_cost.setdefault(id(cost), []).append(replica)
+        replica_of = self._steps["replica"] // self._lanes
+        for start in range(0, len(self.duration_s), BLOCK_STEPS):
+            block = replica_of[start : start + BLOCK_STEPS]
+            for replicas in of_cost.values():
+                rows = start + np.flatnonzero(np.isin(block, replicas) if len(of_cost) > 1 else block >= 0)
+                if len(rows):
+                    yield rows, *self._split(self._costs[replicas[0]], rows)
+
+    def _split(self, cost: AnyCost, rows: NDArray[np.int64]) -> tuple[Causes, Causes]:
+        """(causes, causes of the decodes alone) of these steps, all of the same cost."""
+        steps = {name: column[rows] for name, column in self._steps.items()}
+        durations = self.duration_s[rows]
         mixed = steps["prefills"] > 0
         decode_only = self._causes(cost, steps, steps["decodes"], steps["decodes"], None)
         causes = decode_only.copy()
         if mixed.any():
             tokens = steps["decodes"] + steps["prefill_tokens"]
-            chunks = self._chunk_causes(cost, chosen)[:, chosen]
+            chunks = self._chunk_causes(cost, rows)
             causes[:, mixed] = self._causes(cost, steps, tokens, steps["sampled"], chunks)[:, mixed]
         if isinstance(cost, LockStepCost):
-            causes[INDEX["lock_step"]] += self.duration_s[chosen] - causes.sum(axis=0)
+            causes[INDEX["lock_step"]] += durations - causes.sum(axis=0)
         sharing = np.isin(steps["replica"] // self._lanes, list(self._sharing))
         if sharing.any() and not isinstance(cost, PipelineCost):
-            causes[INDEX["shared_links"]] += np.where(sharing, self.duration_s[chosen] - causes.sum(axis=0), 0.0)
+            causes[INDEX["shared_links"]] += np.where(sharing, durations - causes.sum(axis=0), 0.0)
         if isinstance(cost, PipelineCost):  # what is left of a passage is waiting for stages and for the host
-            causes[INDEX["pipeline_bubble"]] += self.duration_s[chosen] - causes.sum(axis=0)
-        self.step_causes[:, chosen] = causes
-        self.base_causes[:, chosen] = np.where(steps["decodes"] > 0, np.where(mixed, decode_only, causes), 0.0)
+            causes[INDEX["pipeline_bubble"]] += durations - causes.sum(axis=0)
+        return causes, np.where(steps["decodes"] > 0, np.where(mixed, decode_only, causes), 0.0)
 
     def _causes(
         self,
@@ -102,13 +130,14 @@ class Walls:
         total[INDEX["engine_overhead"]] += host_s
         return total
 
-    def _chunk_causes(self, cost: AnyCost, chosen: NDArray[np.bool_]) -> Causes:
-        """Attention of the prompt chunks of the chosen steps; they run in one kernel, whose fixed cost is paid once."""
-        count = len(self.duration_s)
-        mine = chosen[self._chunks["step"]]
-        chunks = {name: column[mine] for name, column in self._chunks.items()}
-        times = cost.chunk_times(chunks["start"].astype(float), chunks["tokens"].astype(float))
-        total, step = zeros(count), chunks["step"]
+    def _chunk_causes(self, cost: AnyCost, rows: NDArray[np.int64]) -> Causes:
+        """Attention of the prompt chunks of these steps; they run in one kernel, whose fixed cost is paid once."""
+        first, last = np.searchsorted(self._chunks["step"], [rows[0], rows[-1] + 1])
+        chunks = {name: column[first:last] for name, column in self._chunks.items()}
+        place = np.minimum(np.searchsorted(rows, chunks["step"]), len(rows) - 1)
+        mine = rows[place] == chunks["step"]
+        times = cost.chunk_times(chunks["start"][mine].astype(float), chunks["tokens"][mine].astype(float))
+        total, step = zeros(len(rows)), place[mine]
         np.maximum.at(total[INDEX["kernel_fixed"]], step, times.fixed_s)
         np.add.at(total[INDEX["kv_read"]], step, times.memory_s)
         np.add.at(total[INDEX["compute"]], step, times.compute_s)
