@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli.options import Json, ScenarioArgument, load_one, print_json, say
+from sim.cli.options import Json, Overrides, ScenarioArgument, load_one, print_json, say
 from sim.cli.run import ExecutorOption, Jobs, Resume, Timeout, open_study, run_cases
 from sim.errors import InputError
 from sim.units import parse
@@ -25,11 +25,20 @@ PlotMetric = Annotated[
     list[str] | None,
     typer.Option("--plot", metavar="METRIC", help="Draw it along the axes: ttft.p99, output_throughput."),
 ]
+Slo = Annotated[
+    list[str] | None,
+    typer.Option("--slo", metavar="LIMIT", help="ttft.p99=2s, tpot.p99=50ms, goodput=95%; all must hold."),
+]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", min=0.001, max=1.0, help="Width of the final bracket, as a share of the load.")
+]
+Plot = Annotated[bool, typer.Option("--plot", help="Draw the saturation knee into the results folder.")]
 Pareto = Annotated[bool, typer.Option("--pareto", help="Draw tokens/s a user against tokens/s a GPU.")]
 
 
 def register(app: typer.Typer) -> None:
     app.command()(sweep)
+    app.command()(capacity)
 
 
 def sweep(
@@ -83,3 +92,45 @@ def _sweep_record(axes: Any, found: Any) -> dict[str, Any]:
         "points": [point.to_dict() for point in found],
         "pareto": [point.values for point in pareto(found)],
     }
+
+
+def capacity(
+    scenario: ScenarioArgument,
+    slo: Slo = None,
+    seeds: Seeds = 3,
+    tolerance: Tolerance = 0.02,
+    settings: Overrides = None,
+    plot: Plot = False,
+    out: Out = None,
+    json: Json = False,
+    jobs: Jobs = None,
+    executor: ExecutorOption = None,
+    resume: Resume = True,
+) -> None:
+    """Find the highest request rate or concurrency that keeps the SLO, by bisection with several seeds."""
+    from sim.progress import ProgressLine
+    from sim.studies.capacity import capacity as find
+    from sim.studies.capacity import capacity_text
+    from sim.studies.executor import open_workers
+    from sim.studies.objective import objectives
+
+    loaded = load_one(scenario, settings)
+    wanted = objectives(slo, loaded)
+    with open_study(out, resume) as study:
+        with ProgressLine("capacity", None, "runs") as progress, open_workers(executor, jobs) as workers:
+            found = find(
+                loaded, wanted, study, workers, seeds=seeds, tolerance=tolerance, told=lambda runs: progress(0.0, runs)
+            )
+        if json:
+            print_json(found.to_dict())
+        else:
+            print(capacity_text(found))
+        if plot:
+            from sim.studies.knee_plot import knee_figure
+
+            knee_figure(found).savefig(study.folder / "knee.png", dpi=130)
+            say(f"wrote {study.folder / 'knee.png'}")
+    if found.reason.startswith(("infeasible", "oom")):
+        raise typer.Exit(3)
+    if found.reason.startswith(("failed", "stuck")):
+        raise typer.Exit(4)

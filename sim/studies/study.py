@@ -63,8 +63,8 @@ def _digest(*parts: str) -> str:
 class Study:
     """The results of many scenarios in one folder.
 
-    `journal.jsonl` has a line for each as it finishes; `ledger.csv` and `ledger.parquet` are written from it when `run` ends,
-    however it ends, and `run.json` holds what differs from run to run.
+    `journal.jsonl` has a line for each as it finishes; `ledger.csv` and `ledger.parquet` are written from it when the study
+    is closed, whatever closes it, and `run.json` holds what differs from run to run.
     """
 
     def __init__(self, folder: Path, resume: bool = True) -> None:
@@ -79,7 +79,10 @@ class Study:
             (folder / "journal.jsonl").unlink(missing_ok=True)
         self.journal = Journal(folder / "journal.jsonl")
         self.cases: list[Case] = []
+        """Asked for so far, each once, in the order in which the ledger has them."""
         self._folders: dict[str, str] = {}
+        self._workers = 0
+        self._started_s = time.monotonic()
 
     def run(
         self,
@@ -91,7 +94,7 @@ class Study:
         plots: bool = False,
         timeout_s: float | None = None,
     ) -> None:
-        """Run the cases that have no result yet; a scenario named twice is run once.
+        """Run those of the cases that have no result yet; a scenario named twice is run once.
 
         Args:
             workers: where they run.
@@ -103,26 +106,24 @@ class Study:
         Raises:
             KeyboardInterrupt: after what had finished was written.
         """
-        started_s = time.monotonic()
-        unique = {case.key: case for case in cases}
-        self.cases = list(unique.values())
+        known = {case.key for case in self.cases}
+        asked = list({case.key: case for case in cases}.values())
+        self.cases += [case for case in asked if case.key not in known]
         self._folders = _folder_names(self.cases)
-        wanted = [case for case in self.cases if not self._is_there(case, outputs, plots)]
-        over = len(self.cases) - len(wanted)
-        jobs = (self._job(case, workers, outputs, plots, timeout_s) for case in wanted if case.error is None)
-        running = [case for case in wanted if case.error is None]
-        try:
-            for case in wanted:
-                if case.error is not None:
-                    self._keep(case, case.error, outputs)
-                    over += 1
-            for index, row in run_many(jobs, workers):
-                self._keep(running[index], row, outputs)
+        self._workers = workers.size
+        wanted = [case for case in asked if not self._is_there(case, outputs, plots)]
+        over = len(asked) - len(wanted)
+        for case in wanted:
+            if case.error is not None:
+                self._keep(case, case.error, outputs)
                 over += 1
-                if told is not None:
-                    told(over, min(workers.size, len(self.cases) - over))
-        finally:
-            self._close_books(workers, time.monotonic() - started_s)
+        running = [case for case in wanted if case.error is None]
+        jobs = (self._job(case, workers, outputs, plots, timeout_s) for case in running)
+        for index, row in run_many(jobs, workers):
+            self._keep(running[index], row, outputs)
+            over += 1
+            if told is not None:
+                told(over, min(workers.size, len(asked) - over))
 
     def _job(self, case: Case, workers: Workers, outputs: bool, plots: bool, timeout_s: float | None) -> Job:
         scenario = case.scenario or {}
@@ -164,7 +165,7 @@ class Study:
         )
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """What became of each case of the last run, in the order asked: the journal's entry with `scenario` and `facts`."""
+        """What became of each case, in the order asked: the journal's entry with `scenario` and `facts`."""
         for case in self.cases:
             if case.key in self.journal:
                 yield self.journal.entry(case.key) | {"scenario": case.scenario, "facts": dict(case.facts)}
@@ -175,22 +176,21 @@ class Study:
 
     @property
     def unfinished(self) -> int:
-        """Cases of the last run without any result."""
+        """Cases without any result."""
         return sum(case.key not in self.journal for case in self.cases)
 
-    def _close_books(self, workers: Workers, wall_s: float) -> None:
+    def close(self) -> None:
+        """Writes the ledger, and what differs from run to run."""
         write_ledger(self.entries, self.folder)
         facts = {
             "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
             "host": platform.node(),
             "command": sys.argv,
-            "workers": workers.size,
-            "wall_seconds": wall_s,
+            "workers": self._workers,
+            "wall_seconds": time.monotonic() - self._started_s,
             "scenario_wall_seconds": {e["key"]: e["wall_seconds"] for e in self.entries()},
         }
         (self.folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-    def close(self) -> None:
         self.journal.close()
 
     def __enter__(self) -> Self:
