@@ -89,11 +89,12 @@ class Latency:
         lost_s -= transfer_s
         preempted = mine["preemptions"] > 0
         ranges = self._ranges(spans)
-        base = self._walls.base_causes
-        others_s = self._between(ranges, spans_of, self._walls.duration_s - base.sum(axis=0))
-        yield "interference", others_s + np.where(preempted, 0.0, lost_s)
-        for cause, seconds in zip(CAUSES, base, strict=True):
-            own_s = self._between(ranges, spans_of, seconds)
+        base, others_s = self._walls.base_causes, self._walls.duration_s.copy()
+        for seconds in base.values():
+            others_s -= seconds
+        yield "interference", self._between(ranges, spans_of, others_s) + np.where(preempted, 0.0, lost_s)
+        for cause in CAUSES:
+            own_s = self._between(ranges, spans_of, base[cause]) if cause in base else np.zeros(count)
             if cause == "engine_overhead":
                 own_s += self._entry_s + self._exit_s
             yield cause, own_s

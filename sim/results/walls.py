@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost.causes import INDEX, Causes, zeros
+from sim.cost.causes import CAUSES, INDEX, Causes, zeros
 from sim.cost.experts import GroupRows, LockStepCost
 from sim.cost.pipeline import PipelineCost
 from sim.cost.preset import EnginePreset
@@ -44,15 +44,18 @@ class Walls:
         self._preset = preset
         k = steps["iterations"]
         self.duration_s: Floats = k * steps["first_s"] + steps["growth_s"] * (k * (k - 1) / 2)
-        self.base_causes = zeros(len(k))
-        """Seconds by cause that the decodes of every step would have taken alone, all its iterations together."""
+        self.base_causes: dict[str, Floats] = {}
+        """Seconds by cause that the decodes of every step would have taken alone, all its iterations together; a cause that
+        nowhere occurs is absent."""
         self.worst_error = 0.0
         """Largest relative difference between a step's causes and its duration."""
         self._lanes = max(len(cost.stages) if isinstance(cost, PipelineCost) else 1 for cost in costs)
         self._sharing = frozenset(sharing)
         self._costs = costs
         for rows, causes, base in self._blocks():
-            self.base_causes[:, rows] = base
+            for cause, seconds in zip(CAUSES, base, strict=True):
+                if seconds.any():
+                    self.base_causes.setdefault(cause, np.zeros(len(k)))[rows] = seconds
             durations = self.duration_s[rows]
             error = np.abs(causes.sum(axis=0) - durations) / np.maximum(durations, SHORTEST_S)
             self.worst_error = max(self.worst_error, float(error.max(initial=0.0)))
