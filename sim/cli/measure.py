@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import Json, print_json
+from sim.cli.validate import calibrate_engine, validate
 
 if TYPE_CHECKING:
     from sim.studies.validate_collectives import CollectiveRow
 
 calibrate_app = typer.Typer(help="Fit the constants of the cost models to measurements.", no_args_is_help=True)
-validate_app = typer.Typer(help="Predictions beside published measurements.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     calibrate_app.command("kernels")(calibrate_kernels)
     calibrate_app.command("collectives")(calibrate_collectives)
-    validate_app.command("collectives")(validate_collectives)
+    calibrate_app.command("engine")(calibrate_engine)
     app.add_typer(calibrate_app, name="calibrate")
-    app.add_typer(validate_app, name="validate")
+    app.command("validate")(validate)
 
 
 def calibrate_kernels(
@@ -72,13 +72,7 @@ def calibrate_collectives(
     print(f"# {len(fit.sizes_bytes)} sizes: median error {fit.median_abs_error:.1%}, P90 {fit.p90_abs_error:.1%}")
 
 
-def validate_collectives(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of measured tables, one folder a system.")],
-    measured: Annotated[
-        Path | None, typer.Option("--measured", metavar="CSV", help="Published points of other software, shown beside.")
-    ] = None,
-    json: Json = False,
-) -> None:
+def validate_collectives(folder: Path, measured: Path | None = None, json: bool = False) -> None:
     """Predicted collectives beside measured ones: error by system, software and operation."""
     from sim.studies.validate_collectives import grouped_errors, published_rows, table_rows
 

@@ -1,11 +1,14 @@
-"""What a serving engine adds to the kernels: host time, gaps, graph padding, API time.
+"""What a serving engine adds to the kernels: gaps, graph padding, host time, API time.
 
-Fixed costs of kernels themselves are in the kernel fits; these are the engine's own.
+Fixed costs of kernels themselves are in the kernel fits; these are the engine's own. Every number is a time that could be
+seen in a profile of the engine, fitted to published end-to-end measurements (`sim/studies/calibrate_engine.py`,
+docs/validation.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +26,9 @@ class EnginePreset:
     host_step_s: float
     """Host time an iteration: scheduling, input preparation, output handling."""
     host_request_s: float
-    """Host time for each scheduled request."""
+    """Host time for each scheduled request: its block table, its output token, its share of the message to the API."""
+    stream_s: float
+    """More host time for each token that is streamed to a client over HTTP, where the engine's loop waits for it."""
     entry_s: float
     """From the client's send until the engine's queue: HTTP, tokenisation, inter-process hop."""
     exit_s: float
@@ -34,9 +39,26 @@ class EnginePreset:
     """Which all-reduce implementation: custom (engine's kernel under CUDA graphs), nccl, eager, ideal (free)."""
     graph_sizes: tuple[int, ...]
     """Token counts that CUDA graphs are captured for; smaller batches are padded up. Empty: no padding."""
+    sustained_clock: float = 0.92
+    """Clock that a GPU keeps under hours of prompt processing over the one its kernels were measured at in short bursts:
+    what waits for the tensor cores takes that much longer."""
+    fused_quantisation: bool = False
+    """Activations are quantised by the kernel that writes them, with scales known in advance, not by one of their own."""
+    fp8_attention: float = 1.0
+    """Decode attention over an fp8 cache, in time of the measured kernels (vLLM's): an engine's own may be faster."""
     ideal: bool = False
     """Printed peaks, no fixed cost: the back of an envelope."""
     source: str = ""
+
+    @property
+    def over_http(self) -> EnginePreset:
+        """As a server: every token is streamed."""
+        return replace(self, host_request_s=self.host_request_s + self.stream_s, stream_s=0.0)
+
+    @property
+    def in_process(self) -> EnginePreset:
+        """As a library: the client calls the engine in its own process, without HTTP or tokenisation."""
+        return replace(self, stream_s=0.0, entry_s=0.0, exit_s=0.0)
 
 
 def vllm_graph_sizes(limit: int = 512) -> tuple[int, ...]:
@@ -44,33 +66,53 @@ def vllm_graph_sizes(limit: int = 512) -> tuple[int, ...]:
     return (1, 2, 4, *range(8, min(256, limit + 1), 8), *range(256, limit + 1, 16))
 
 
+_IDEAL = EnginePreset(
+    name="ideal",
+    layer_s=0.0,
+    step_s=0.0,
+    host_step_s=0.0,
+    host_request_s=0.0,
+    stream_s=0.0,
+    entry_s=0.0,
+    exit_s=0.0,
+    async_scheduling=False,
+    software="ideal",
+    graph_sizes=(),
+    sustained_clock=1.0,
+    ideal=True,
+    source="the back of an envelope",
+)
+
 PRESETS: dict[str, EnginePreset] = {
-    "ideal": EnginePreset("ideal", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, "ideal", (), True, "the back of an envelope"),
+    "ideal": _IDEAL,
     "vllm": EnginePreset(
         name="vllm",
         layer_s=6e-6,
         step_s=120e-6,
         host_step_s=1.0e-3,
-        host_request_s=4.4e-6,
-        entry_s=4e-3,
+        host_request_s=20e-6,
+        stream_s=0.0,
+        entry_s=8e-3,
         exit_s=1e-3,
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
-        source="host time a step and a request: agreed by peer simulators (126 us a step, 4.42 us a request: BLIS)",
+        source="fitted to published end-to-end measurements (docs/validation.md)",
     ),
     "trtllm": EnginePreset(
         name="trtllm",
         layer_s=3e-6,
         step_s=100e-6,
-        host_step_s=0.5e-3,
+        host_step_s=1.5e-3,
         host_request_s=3e-6,
-        entry_s=4e-3,
+        stream_s=120e-6,
+        entry_s=6e-3,
         exit_s=1e-3,
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
-        source="C++ batch manager with overlap scheduler; not yet fitted",
+        fused_quantisation=True,
+        source="fitted to published end-to-end measurements (docs/validation.md)",
     ),
     "sglang": EnginePreset(
         name="sglang",
@@ -78,14 +120,35 @@ PRESETS: dict[str, EnginePreset] = {
         step_s=120e-6,
         host_step_s=0.8e-3,
         host_request_s=4e-6,
-        entry_s=4e-3,
+        stream_s=0.0,
+        entry_s=20e-3,
         exit_s=1e-3,
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
-        source="overlap scheduler (sglang 0.4 and later); not yet fitted",
+        source="fitted to published end-to-end measurements (docs/validation.md)",
     ),
 }
+"""Each engine in its newest known version."""
+
+
+ASYNC_SINCE = (0, 14)
+"""vLLM schedules asynchronously by default from this version on (its release notes)."""
+
+
+def preset_for(name: str, version: str | None = None, api_server: bool = True) -> EnginePreset:
+    """The preset of an engine in one of its versions.
+
+    Args:
+        name: a key of `PRESETS`.
+        version: such as "0.12.0"; None, or a text without a number, means the newest known.
+        api_server: clients reach it over HTTP; False: they call it in their own process.
+    """
+    preset = PRESETS[name]
+    match = re.match(r"v?(\d+)\.(\d+)", version or "")
+    if match is not None and name == "vllm" and (int(match[1]), int(match[2])) < ASYNC_SINCE:
+        preset = replace(preset, async_scheduling=False)
+    return preset.over_http if api_server else preset.in_process
 
 
 def padded(tokens: NDArray[np.int64], sizes: tuple[int, ...]) -> NDArray[np.int64]:

@@ -44,9 +44,10 @@ class Roofline:
         ideal: printed peaks, the larger of compute and memory time, no fixed cost and no quantisation kernel.
     """
 
-    def __init__(self, gpu: Gpu, ideal: bool = False) -> None:
+    def __init__(self, gpu: Gpu, ideal: bool = False, fused_quantisation: bool = False) -> None:
         self.gpu = gpu
         self.ideal = ideal
+        self.fused_quantisation = fused_quantisation
 
     def constants(self, kind: str, dtype: str) -> Constants:
         """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it."""
@@ -61,7 +62,10 @@ class Roofline:
     def gemm(self, m: Floats | float, n: int, k: int, dtype: str) -> KernelTime:
         """out[m, n] = in[m, k] x weights[k, n], with the kernel that quantises the activation where there is one."""
         own = dtype if fits.arithmetic(self.gpu, dtype) != "bf16" else "bf16"
-        return fits.gemm(self.constants("gemm", own), self.gpu, m, n, k, dtype)
+        c = self.constants("gemm", own)
+        if self.fused_quantisation and not self.ideal:
+            c = {**c, "quantise_row_s": 0.0, "quantise": float("inf")}
+        return fits.gemm(c, self.gpu, m, n, k, dtype)
 
     def prefill_attention(
         self,

@@ -113,6 +113,7 @@ class StepCost:
             total, "all_reduce", self.operators.all_reduce_bytes_per_token * rows, self.operators.all_reduces
         )
         total[INDEX["engine_overhead"]] += self.operators.layers * self.preset.layer_s + self.preset.step_s
+        total[INDEX["compute"]] /= self.preset.sustained_clock
         return total
 
     def _sampled_causes(self, sampled: Ints) -> Causes:
@@ -163,9 +164,12 @@ class StepCost:
             return self.backend.decode_mla(
                 rows, attention.heads, attention.kv_lora_rank, attention.rope_dim, attention.kv_dtype
             )
-        return self.backend.decode_attention(
+        time = self.backend.decode_attention(
             rows, attention.heads, attention.kv_heads, attention.head_dim, attention.kv_dtype
         )
+        if attention.kv_dtype != "fp8":
+            return time
+        return DecodeAttentionTime(*(self.preset.fp8_attention * part for part in time))
 
     # --- prompt chunks ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class StepCost:
             fixed = fixed + attention.count * attention.kernels * time.fixed_s
             memory = memory + attention.count * (time.memory_s + scores_s)
             compute = compute + attention.count * time.compute_s
-        return KernelTime(fixed, memory, compute)
+        return KernelTime(fixed, memory, compute / self.preset.sustained_clock)
 
     def chunks_s(self, chunks: Items[tuple[int, int]]) -> float:
         """Attention of the prompt chunks (cached tokens before it, tokens) of one iteration.

@@ -14,7 +14,7 @@ from sim.cost.experts import ExpertCost, LockStepCost, SkewedExperts
 from sim.cost.kernels import KernelBackend
 from sim.cost.measured import MeasuredKernels
 from sim.cost.pipeline import HandOver, PipelineCost
-from sim.cost.preset import PRESETS, EnginePreset
+from sim.cost.preset import EnginePreset, preset_for
 from sim.cost.roofline import Roofline
 from sim.cost.step import StepCost, reaches
 from sim.errors import InputError
@@ -103,7 +103,8 @@ class Deployment:
         if topology is None:
             topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
         placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)
-        preset = PRESETS[scenario.engine.preset]
+        engine = scenario.engine
+        preset = preset_for(engine.preset, engine.version, engine.api_server)
         return cls(scenario, model, precision, sharding, topology, placement, preset, role, gpu)
 
     @property
@@ -156,7 +157,7 @@ class Deployment:
     def backend(self, gpu: Gpu) -> KernelBackend:
         """Kernel durations on one kind of GPU, from the backend that the scenario names."""
         if self.scenario.costs == "roofline":
-            return Roofline(gpu, ideal=self.preset.ideal)
+            return Roofline(gpu, ideal=self.preset.ideal, fused_quantisation=self.preset.fused_quantisation)
         where = f"{self.scenario.where}: costs"
         if self.preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")

@@ -167,6 +167,8 @@ class Engine(Section):
     """KV blocks of a replica, instead of what the memory ledger finds."""
     version: str | None = None
     """Version of the mirrored engine where its rules differ between versions; null: the newest known."""
+    api_server: bool = True
+    """Clients reach the engine over HTTP, and every token is streamed to them; false: they call it in their own process."""
     async_scheduling: bool | None = None
     """Schedule the next iteration while the GPU runs this one; null: the preset's default."""
     scheduler_reserve_full_isl: bool = True

@@ -21,6 +21,12 @@ ENGINES = (
 
 STATIC_PASS_TOKENS = 32768
 """Tokens of one pass in which a static batch is prefilled at most: beyond it the time grows in proportion anyway."""
+CYCLED_PROMPTS = 100
+"""AIPerf's default number of dataset entries (`--num-dataset-entries`), which requests take in turn."""
+CLIENT_S = 30e-3
+"""Constant part of TTFT in the AIC rows beyond what the same engines show with other load generators; fitted."""
+OUTPUT_SPREAD = 0.1
+"""Users that all send requests of one length at once would stay in step for ever, which published TTFT contradicts."""
 
 
 @dataclass(slots=True)
@@ -30,10 +36,14 @@ class Harness:
     preset: str
     engine: dict[str, Any] = field(default_factory=dict)
     """Keys of the scenario's engine section."""
-    in_process: bool = False
-    """The client calls the engine in its own process: no HTTP, no tokenisation, no streaming."""
     uniform: tuple[float, float] | None = None
     """Lengths uniform between these shares of the nominal ones; None: fixed."""
+    varying: bool = False
+    """Lengths of a data set of which only the means are stated."""
+    client_s: float = 0.0
+    """The load generator's own time, which is in its times to first token and end to end."""
+    output_spread: float = 0.0
+    """Outputs uniform between 1 - spread and 1 + spread of the nominal length."""
     num_requests: int | None = None
     reserves_whole_sequence: bool = False
     """The engine admits a request only if its prompt and its whole output fit into the KV cache beside the others'
@@ -79,19 +89,35 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
     engine["version"] = version[1] if version and found.preset != "ideal" else None
     if load.kind == "closed_loop":
         engine["max_num_seqs"] = load.count if row.id.startswith("aic") else max(load.count, 256)
-    if row.id.startswith("aic"):
+    if load.kind == "closed_loop":
         found.num_requests = 10 * load.count
-    if "inferencemax" in words or "infmax" in words:
-        found.uniform = (0.8, 1.0)
-        found.num_requests = 10 * load.count
+        _out_of_step(found, row, words)
     if found.preset == "trtllm" and load.kind in ("burst", "poisson"):
         engine["max_num_seqs"] = 2048
     if any(
         name in words for name in ("trtllm-bench", "gptmanagerbenchmark", "in-flight batching", "benchmark_latency")
     ):
-        found.in_process = True
+        found.engine["api_server"] = False
     if "gpt-fast" in words or "lmdeploy" in words:
-        found.in_process = True
+        found.engine["api_server"] = False
+
+
+def _out_of_step(found: Harness, row: MeasuredRow, words: str) -> None:
+    """What keeps the users of a closed loop from sending their requests all at the same time."""
+    if found.preset == "sglang":
+        # prompts go before decodes, so whoever arrives late catches up, and users stay in step whatever happens
+        found.engine["scheduler"] = "prefill_first"
+    if "inferencemax" in words or "infmax" in words or row.isl.endswith("000"):
+        found.uniform = (0.8, 1.0)
+    elif row.id.startswith("aic") and found.preset != "sglang":
+        found.output_spread = OUTPUT_SPREAD
+        found.notes.append("users assumed out of step: outputs vary by a tenth")
+    if row.id.startswith("aic"):
+        found.client_s = CLIENT_S
+    if row.id.startswith("aic") and found.preset != "sglang" and row.isl.endswith("000"):
+        found.cycled_prompts = CYCLED_PROMPTS
+        found.engine["enable_prefix_caching"] = True
+        found.notes.append("prompts assumed to repeat every 100: prefill would exceed the tensor peak otherwise")
 
 
 def _stated(found: Harness, conditions: str) -> None:
@@ -111,12 +137,15 @@ def _stated(found: Harness, conditions: str) -> None:
         found.engine["enable_prefix_caching"] = True
     if match := re.search(r"(\d+) distinct \S+ prompts cycled", conditions):
         found.cycled_prompts = int(match[1])
+    if "lengths vary" in conditions:
+        found.varying = True
+        found.notes.append("only mean lengths stated: log-normal around them")
     if match := re.search(r"^(\d+) (?:ShareGPT )?(?:requests|prompts)", conditions):
         found.num_requests = int(match[1])
 
 
 def _static(found: Harness, load: Load, row: MeasuredRow) -> None:
     """One batch, computed to its end."""
-    found.in_process = True
+    found.engine["api_server"] = False
     found.num_requests = load.count
     found.engine |= {"max_num_seqs": load.count, "max_num_batched_tokens": STATIC_PASS_TOKENS}

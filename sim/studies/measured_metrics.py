@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,19 +53,15 @@ class RunFacts:
     notes: tuple[str, ...] = ()
 
 
-def facts_of(result: Result, in_process: bool) -> RunFacts:
-    """The facts of `result`; a client in the engine's process pays neither entry nor exit time."""
-    from sim.cost.preset import PRESETS
-
+def facts_of(result: Result) -> RunFacts:
+    """The facts of `result`."""
     summary = result.summary
-    preset = PRESETS[result.scenario["engine"]["preset"]]
-    entry_s = preset.entry_s + preset.exit_s if in_process else 0.0
     steps, requests = result.steps, result.requests
     duration_s = float(summary["duration"])
     spans = steps["iterations"] * steps["first_s"]
     busy = float(spans.sum()) or 1.0
     return RunFacts(
-        latencies_s={name: _statistics(summary, name, entry_s) for name in ("ttft", "tpot", "itl", "e2el")},
+        latencies_s={name: _statistics(summary, name) for name in ("ttft", "tpot", "itl", "e2el")},
         duration_s=duration_s,
         output_tokens_per_s=summary["output_throughput"] or 0.0,
         total_tokens_per_s=summary["total_token_throughput"] or 0.0,
@@ -83,11 +79,10 @@ def facts_of(result: Result, in_process: bool) -> RunFacts:
     )
 
 
-def _statistics(summary: Mapping[str, Any], name: str, entry_s: float) -> dict[str, float]:
-    less_s = entry_s if name in ("ttft", "e2el") else 0.0
+def _statistics(summary: Mapping[str, Any], name: str) -> dict[str, float]:
     keys = ("mean", "median", "p50", "p90", "p95", "p99")
     found = {key: summary[f"{key}_{name}_ms"] for key in keys}
-    return {key: value * 1e-3 - less_s for key, value in found.items() if value is not None}
+    return {key: value * 1e-3 for key, value in found.items() if value is not None}
 
 
 def family(metric: str) -> str:
@@ -100,8 +95,11 @@ def is_latency(metric: str) -> bool:
     return _STATISTIC.sub("", metric) in _LATENCIES
 
 
-def predicted(metric: str, facts: RunFacts) -> float:
+def predicted(metric: str, facts: RunFacts, client_s: float = 0.0) -> float:
     """The run's value of a metric, in SI units; a latency without a statistic is a mean.
+
+    Args:
+        client_s: the load generator's own time, which its TTFT and end-to-end times hold.
 
     Raises:
         InputError: a metric that no run tells.
@@ -113,7 +111,7 @@ def predicted(metric: str, facts: RunFacts) -> float:
         samples = facts.latencies_s[latency]
         if name not in samples:
             raise InputError("metric", f"got '{metric}'", "this run has no such number: " + ", ".join(samples))
-        return samples[name]
+        return samples[name] + (client_s if latency in ("ttft", "e2el") else 0.0)
     whole = _WHOLE_RUN.get(metric)
     if whole is None:
         raise InputError("metric", f"got '{metric}'", "no prediction of this metric")
@@ -124,7 +122,7 @@ def _tpot_s(facts: RunFacts) -> float:
     return facts.latencies_s["tpot"]["mean"]
 
 
-_WHOLE_RUN = {
+_WHOLE_RUN: dict[str, Callable[[RunFacts], float]] = {
     "output_throughput": lambda f: f.output_tokens_per_s,
     "output_throughput_per_gpu": lambda f: f.output_tokens_per_s / f.gpus,
     "total_token_throughput": lambda f: f.total_tokens_per_s,

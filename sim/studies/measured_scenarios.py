@@ -12,7 +12,7 @@ from sim.studies.load_forms import Load, parse_load
 from sim.studies.measured_harness import Harness, harness_of
 from sim.studies.measured_rows import MeasuredRow, tokens
 
-TOPOLOGIES = (
+TOPOLOGIES: tuple[tuple[str, str, dict[str, int]], ...] = (
     ("gb200", "gb200-nvl72", {"nodes": 1}), ("b200", "hgx-b200", {}), ("gh200", "dgx-h100", {}), ("h200", "dgx-h200", {}),
     ("h100-pcie", "pcie-box-l40s", {}), ("h100-nvl", "pcie-box-l40s", {}), ("h100", "dgx-h100", {}),
     ("h800", "dgx-h100", {}), ("h20", "dgx-h100", {}), ("a100-pcie", "pcie-box-l40s", {}), ("a100", "dgx-a100", {}),
@@ -27,7 +27,7 @@ WEIGHTS = {
 }  # fmt: skip
 SHAREGPT_TOKENS = (202, 214)
 """Mean prompt and output of ShareGPT as the TensorRT-LLM v0.17 online rows state them; others filter it differently."""
-SHAREGPT_CV = (1.2, 1.0)
+SHAREGPT_CV = (1.0, 0.8)
 """Coefficients of variation, both assumed: long-tailed, near exponential."""
 REQUESTS_PER_USER = 10
 """Requests a user of a closed loop sends, if their number is not stated (AIPerf recipes: 10 x concurrency)."""
@@ -36,6 +36,8 @@ BURST_REQUESTS = ((300, 8192), (3000, 3000), (6000, 1500), (10**9, 1000))
 """(most tokens of prompt and output, requests) of a run with all requests queued at once, if its own number is not stated:
 TensorRT-LLM's own tables send 30,000 requests of 128 + 128, which are cut to several full batches, and 3,000 to 1,000 of
 the longer ones."""
+CHUNK_TOKENS = 8192
+"""Tokens that an iteration computes at most, where the engine's default is not known to differ."""
 STAGE_S = 120.0
 """Stages of an open loop are cut to this many seconds: several times a request's stay."""
 
@@ -46,7 +48,8 @@ class Case:
 
     rows: list[MeasuredRow]
     scenario: dict[str, Any] | None = None
-    in_process: bool = False
+    client_s: float = 0.0
+    """The load generator's own time, in the measured TTFT and E2EL."""
     offered_rate: float | None = None
     """Requests a second of an open loop."""
     reason: str = ""
@@ -68,7 +71,7 @@ def _case(rows: list[MeasuredRow]) -> Case:
         if load.kind in ("unknown", "blank", "message", "gemm", "tokens"):
             return Case(rows, reason=f"the load '{row.load}' does not say how many requests come")
         harness = harness_of(row, load)
-        case = Case(rows, None, harness.in_process, notes=harness.notes)
+        case = Case(rows, client_s=harness.client_s, notes=harness.notes)
         case.scenario = _scenario(row, load, harness)
         if harness.reserves_whole_sequence:
             _cap_running(case.scenario, row.id)
@@ -84,6 +87,9 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     replicas = 1 if row.id.startswith("aic") else max(row.gpus // (cuts["tensor"] * cuts["pipeline"]), 1)
     if "attention data parallel" in row.conditions and replicas == 1:
         harness.notes.append("attention data parallel, if any, is not modelled")
+    if harness.engine.get("scheduler") == "prefill_first":
+        longest = sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
+        harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
     harness.engine = {key: value for key, value in harness.engine.items() if value is not None}
     if harness.preset != "vllm":
         harness.engine.pop("version", None)  # the scheduler mirrors vLLM's versions only
@@ -191,14 +197,15 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
     """(lengths, shared prefix or None)."""
     if "sharegpt" in row.isl.lower():
         harness.notes.append("ShareGPT lengths: log-normal around means of another publication")
-        (inputs, outputs), (input_cv, output_cv) = SHAREGPT_TOKENS, SHAREGPT_CV
-        spread = {"input_mean": inputs, "input_cv": input_cv, "output_mean": outputs, "output_cv": output_cv}
-        return {"kind": "lognormal", **spread, "max_tokens": 2048}, None
+        return _lognormal(*SHAREGPT_TOKENS), None
     (shared, own), (_, output) = tokens(row.isl), tokens(row.osl or "1")
+    if harness.varying:
+        return _lognormal(own, output), {"tokens": shared} if shared else None
     if harness.cycled_prompts:
         # the whole prompt is known from an earlier round, but for the last token, which is always computed
-        prefix = {"tokens": shared + own - 1, "prefixes": harness.cycled_prompts}
-        return {"kind": "fixed", "input_tokens": 1, "output_tokens": output}, prefix
+        low, high = harness.uniform or (1.0, 1.0)
+        prefix = {"tokens": max(round((shared + own) * (low + high) / 2) - 1, 1), "prefixes": harness.cycled_prompts}
+        return {"kind": "uniform", "input_tokens": [1, 1], "output_tokens": [round(low * output), output]}, prefix
     if harness.uniform is not None:
         low, high = harness.uniform
         ranges = {
@@ -206,5 +213,20 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
             for key, n in (("input_tokens", own), ("output_tokens", output))
         }
         return {"kind": "uniform", **ranges}, None
+    if harness.output_spread:
+        ranges = {"input_tokens": [own, own], "output_tokens": _spread(output, harness.output_spread)}
+        return {"kind": "uniform", **ranges}, None
     one = {"kind": "fixed", "input_tokens": own, "output_tokens": output}
     return one, {"tokens": shared} if shared else None
+
+
+def _lognormal(input_mean: int, output_mean: int) -> dict[str, Any]:
+    """Lengths with the long tail of a conversation data set."""
+    input_cv, output_cv = SHAREGPT_CV
+    means = {"input_mean": input_mean, "output_mean": output_mean}
+    return {"kind": "lognormal", **means, "input_cv": input_cv, "output_cv": output_cv, "max_tokens": 2048}
+
+
+def _spread(tokens: int, share: float) -> list[int]:
+    """[least, most] tokens of a length that varies by `share` either way."""
+    return [max(round(tokens * (1 - share)), 1), max(round(tokens * (1 + share)), 1)]

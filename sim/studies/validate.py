@@ -114,7 +114,7 @@ def run_case(case: Case) -> RunFacts | str:
     if result.status != "done":
         return f"the run ended {result.status}"
     broken = [check["name"] for check in result.self_checks if not check["held"]]
-    return f"self-check broken: {', '.join(broken)}" if broken else facts_of(result, case.in_process)
+    return f"self-check broken: {', '.join(broken)}" if broken else facts_of(result)
 
 
 def _simulated(cases: Sequence[Case], workers: int) -> Iterator[tuple[Case, RunFacts | str]]:
@@ -133,7 +133,7 @@ def _fill(case: Case, facts: RunFacts | str, results: dict[str, RowResult]) -> N
             result.reason = facts
             continue
         try:
-            value = predicted(row.metric, facts) / unit_of(row.unit)
+            value = predicted(row.metric, facts, case.client_s) / unit_of(row.unit)
         except TwoWallsError as error:
             result.reason = str(error).replace("\n", ";")
             continue

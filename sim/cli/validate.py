@@ -1,0 +1,121 @@
+"""Commands over published end-to-end measurements: validate, calibrate engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import Json, print_json
+
+if TYPE_CHECKING:
+    from sim.studies.validate import RowResult
+    from sim.studies.validate_report import Group
+
+WORST_ROWS = 10
+
+
+def validate(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Measurements as CSV, or a folder of measured collective tables."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="CSV", help="Write every row with its prediction.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw predicted against measured.")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes to simulate with.")] = 2,
+    measured: Annotated[
+        Path | None, typer.Option("--measured", metavar="CSV", help="Of a folder: published points shown beside.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Simulate every published measurement of a file as it was made, and print the errors by group."""
+    if path.is_dir():
+        from sim.cli.measure import validate_collectives
+
+        validate_collectives(path, measured, json)
+        return
+    from sim.studies import validate_report
+    from sim.studies.validate import SKIPPED, write_rows
+    from sim.studies.validate import validate as validate_file
+
+    rows = validate_file(path, workers, _progress)
+    if out is not None:
+        write_rows(rows, out)
+    if plot is not None:
+        validate_report.plot(rows, plot)
+    groups = validate_report.groups(rows)
+    skipped = [{"id": row.id, "reason": row.reason} for row in rows if row.status == SKIPPED]
+    if json:
+        print_json(
+            {"groups": [asdict(g) for g in groups], "simulated": len(rows) - len(skipped), "skipped": len(skipped)}
+        )
+        return
+    print(group_table(groups))
+    print(f"\n{len(rows) - len(skipped)} of {len(rows)} rows predicted; {len(skipped)} not:")
+    for reason, count in validate_report.skipped(rows).items():
+        print(f"  {count:5d}  {reason}")
+    _print_worst(rows)
+
+
+def calibrate_engine(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Measurements as CSV, in the format of validate.")],
+    engine: Annotated[str, typer.Option("--engine", help="Which preset to fit: vllm, trtllm or sglang.")],
+    parameters: Annotated[
+        str | None, typer.Option("--parameters", metavar="NAMES", help="Fields of the preset, separated by commas.")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Benchmark runs to use at most.")] = 100,
+    leave_out: Annotated[
+        str | None, typer.Option("--leave-out", help="Predict each source, model or gpu from the others as well.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fit an engine's own times to end-to-end measurements; prints them with the errors before and after."""
+    from sim.errors import InputError, nearest
+    from sim.studies import calibrate_engine as study
+
+    keys = {"source": lambda row: row.source, "model": lambda row: row.model, "gpu": lambda row: row.gpu}
+    if leave_out is not None and leave_out not in keys:
+        raise InputError("--leave-out", f"got '{leave_out}'", nearest(leave_out, keys))
+    names = tuple(parameters.split(",")) if parameters else study.PARAMETERS
+    fit = study.calibrate_engine(path, engine, names, keys[leave_out] if leave_out else None, runs)
+    if json:
+        print_json(asdict(fit))
+    else:
+        print(fit.text())
+
+
+def group_table(groups: Sequence[Group]) -> str:
+    """The errors of every group, for people."""
+    from sim.results.console import table
+
+    header = ["group", "metric", "n", "median abs", "mean abs", "bias", "p90 abs", "coverage"]
+    lines = [
+        [group.group, group.metric, f"{group.n:,}"]
+        + [f"{x:.1%}" for x in (group.median_abs_error, group.mean_abs_error, group.bias, group.p90_abs_error)]
+        + [f"{group.coverage:.0%}"]
+        for group in groups
+    ]
+    return table(header, lines)
+
+
+def _print_worst(rows: Sequence[RowResult]) -> None:
+    from sim.studies.validate_report import likely_reason, worst
+
+    print("\nWorst rows, and where to look first")
+    for row in worst(rows, WORST_ROWS):
+        print(
+            f"  {row.id} {row.metric}: measured {row.measured:.4g}, predicted {row.predicted:.4g} {row.unit} "
+            f"({row.engine}, {row.model}, TP{row.tensor}, {row.load}): {likely_reason(row)}"
+        )
+
+
+def _progress(done: int, total: int) -> None:
+    if not done % 50 or done == total:
+        typer.echo(f"{done} of {total} runs", err=True)
