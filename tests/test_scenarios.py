@@ -28,9 +28,11 @@ TRACES = FILES["synthetic-conv-4xh100"].parent / "traces"
 
 
 def load(name: str) -> Scenario:
-    if name == "azure-conv-4xh100" and not AZURE.exists():
-        pytest.skip("the Azure trace is an optional download")
-    return Scenario.load(FILES[name])
+    scenario = Scenario.load(FILES[name])
+    arrivals = scenario.workload.arrivals
+    if arrivals.kind == "trace" and not Path(arrivals.path).exists():
+        pytest.skip("its trace is an optional download")
+    return scenario
 
 
 @cache
