@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from functools import cache
 from importlib import metadata
@@ -15,8 +16,10 @@ from typing import Any
 from sim import __version__
 from sim.results.assertions import Verified
 from sim.results.console import render
+from sim.results.intervals import CONFIDENCE, METHOD, run_intervals
 from sim.results.result import Columns, Result
 from sim.results.verdict import load_state, verdict
+from sim.results.warmup import warm_up
 
 _LIBRARIES = ("numpy", "simpy", "networkx", "scipy")
 
@@ -40,6 +43,9 @@ def record(result: Result, verified: Sequence[Verified] = ()) -> dict[str, Any]:
         "num_gpus": result.num_gpus,
         "walls_ms_per_token": result.walls_ms_per_token,
         "self_checks": result.self_checks,
+        "intervals": {key: list(interval) for key, interval in run_intervals(result).items()},
+        "confidence": {"level": CONFIDENCE, "method": METHOD},
+        "warmup": asdict(warm_up(result)),
         "assertions": [{"text": line.text, "held": line.held, "actual": line.actual} for line in verified],
         **({} if result.oom is None else {"oom": result.oom}),
         "notes": result.notes,
