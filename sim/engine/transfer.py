@@ -103,6 +103,8 @@ class KvTransfer:
     def _serve(self, replica: Replica) -> None:
         """Starts the transfers whose blocks `replica` can reserve now, first come first served."""
         queue, pool = self._queues[replica.index], replica.scheduler.pool
+        if replica.scheduler.waiting and not replica.scheduler.running:
+            self._unblock(replica)
         while queue:
             seq, sender = queue[0]
             blocks = -(-seq.computed_tokens // pool.block_size)
@@ -112,6 +114,26 @@ class KvTransfer:
             seq.blocks = []
             pool.take(seq, blocks)
             self._send(seq, sender, replica)
+
+    def _unblock(self, replica: Replica) -> None:
+        """Nothing runs, and the first in the queue finds no room: one behind it whose KV cache is here already goes first.
+
+        Where even that lacks a block, the last of those gives its own up, to be computed again.
+        """
+        waiting, pool = replica.scheduler.waiting, replica.scheduler.pool
+        holders = [seq for seq in waiting if seq.computed_tokens]
+        gives_up = not pool.free and len(holders) > 1
+        if not holders or (waiting[0] is holders[0] and not gives_up):
+            return
+        if gives_up:
+            pool.release(holders[-1])
+            holders[-1].computed_tokens = 0
+            holders[-1].preemptions += 1
+        waiting.remove(holders[0])
+        waiting.appendleft(holders[0])
+        look = self.env.timeout(0.0)
+        assert look.callbacks is not None
+        look.callbacks.append(lambda _: replica.nudge())
 
     def _send(self, seq: Sequence, sender: Replica, receiver: Replica) -> None:
         key = (sender.index, receiver.index)
