@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import replace
 
+from sim.cost.preset import preset_for
 from sim.engine.deployment import Deployment
 from sim.scenario import Scenario, WorkloadSpec
 
@@ -27,7 +28,10 @@ def warm_deployment(scenario: Scenario) -> Deployment:
     bare = {"name": "any", "description": "", "workload": _ANY_WORKLOAD, "slo": None, "assertions": []}
     key = scenario.model_copy(update=bare).content_hash()
     found, uses = _warm.pop(key, (None, 0))
-    if found is None or uses >= _USES:
+    engine = scenario.engine
+    # calibration tries one preset after another under the same name
+    preset = preset_for(engine.preset, engine.version, engine.api_server)
+    if found is None or found.preset != preset or uses >= _USES:
         found, uses = Deployment.of(scenario), 0
     _warm[key] = found, uses + 1
     if len(_warm) > _KEPT:

@@ -126,7 +126,7 @@ def _fit(engine: str, names: Sequence[str], start: Floats, cases: Sequence[Case]
         loss="soft_l1",
         f_scale=0.1,
         diff_step=0.05,
-        max_nfev=8,
+        max_nfev=5,
         bounds=(np.log(start) - 3.5, np.log(start) + 3.5),
     )
     return np.asarray(np.exp(found.x), dtype=np.float64)

@@ -1,0 +1,179 @@
+"""Rows of published measurements: every form of load and length they take, and the scenario each row stands for."""
+
+from pathlib import Path
+
+import pytest
+
+from sim.errors import InputError
+from sim.scenario import Scenario
+from sim.studies.load_forms import message_bytes, parse_load
+from sim.studies.measured_rows import COLUMNS, MeasuredRow, read_rows, tokens
+from sim.studies.measured_scenarios import Case, cases_of
+
+MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.csv"
+
+
+def row(**changes: object) -> MeasuredRow:
+    values: dict[str, object] = {
+        "id": "mine-0001", "kind": "e2e", "model": "meta-llama/Llama-3.1-8B-Instruct", "precision": "BF16",
+        "gpu": "H100-SXM-80GB", "gpus": 1, "nodes": 1, "tensor": "1", "pipeline": "1", "expert": "1",
+        "engine": "vllm 0.24.0", "isl": "1024", "osl": "128", "load": "concurrency=8", "metric": "tpot", "value": 8.0,
+        "unit": "ms", "conditions": "",
+    }  # fmt: skip
+    return MeasuredRow(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def case(**changes: object) -> Case:
+    return cases_of([row(**changes)])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "number"),
+    [
+        ("batch=64", "static", 64),
+        ("max concurrency/batch=128", "closed_loop", 128),
+        ("concurrency=16", "closed_loop", 16),
+        ("rate=2 req/s", "poisson", 2.0),
+        ("rate=8.5 req/s Poisson", "poisson", 8.5),
+        ("rate=INF req/s", "burst", None),
+        ("rate=inf", "burst", None),
+        ("inf (max throughput)", "burst", None),
+        ("Offline (all samples at once)", "burst", None),
+        ("Server Poisson target_qps=21.8", "poisson", 21.8),
+        ("Interactive Poisson target_qps=4", "poisson", 4.0),
+        ("trace, 1200 requests over 600 s", "poisson", 2.0),
+        ("num_tokens=128", "tokens", 128),
+        ("4096 tokens/batch", "tokens", 4096),
+        ("128 tokens/device", "tokens", 128),
+        ("unknown", "unknown", None),
+        ("concurrency=unknown", "unknown", None),
+        ("", "blank", None),
+    ],
+)
+def test_every_form_of_load_is_read(text: str, kind: str, number: float | None):
+    load = parse_load(text)
+    assert load.kind == kind
+    if number is not None:
+        assert (load.count or load.rate) == number
+
+
+def test_stages_come_with_and_without_durations_and_with_a_remark():
+    assert parse_load("8 req/s 600 s then 20 req/s 600 s").stages == ((8.0, 600.0), (20.0, 600.0))
+    assert parse_load("5 req/s then 10 req/s (rate taken from elsewhere)").stages == ((5.0, None), (10.0, None))
+
+
+def test_messages_and_shapes():
+    assert parse_load("message=65536 elements").message == (65536.0, "elements")
+    assert message_bytes(65536, "elements", 2.0) == 131072
+    assert message_bytes(16, "KB", 2.0) == 16384
+    assert message_bytes(8, "GiB", 2.0) == 8 * 2**30
+    assert parse_load("M=64 K=12288 N=4096").shape == (64, 4096, 12288)
+    assert parse_load("M=1 N=10240 K=8192").shape == (1, 10240, 8192)
+
+
+def test_an_unknown_form_is_reported_not_guessed():
+    with pytest.raises(InputError, match="got 'seven at a time'"):
+        parse_load("seven at a time")
+    found = case(load="seven at a time")
+    assert found.scenario is None
+    assert "seven at a time" in found.reason
+
+
+def test_lengths_are_numbers_sums_and_approximations():
+    assert tokens("2048") == (0, 2048)
+    assert tokens("~5") == (0, 5)
+    assert tokens("100 + 466") == (100, 466)
+    assert tokens("100 system + 447 question (mean; shared prefix)") == (100, 447)
+    with pytest.raises(InputError):
+        tokens("long")
+
+
+def test_a_closed_loop_runs_ten_requests_a_user():
+    scenario = case(load="concurrency=16").scenario
+    assert scenario is not None
+    assert scenario["workload"]["arrivals"] == {"kind": "closed_loop", "concurrency": 16}
+    assert scenario["workload"]["num_requests"] == 160
+    assert scenario["engine"]["version"] == "0.24.0"
+
+
+def test_a_static_batch_arrives_at_once_and_calls_the_engine_directly():
+    scenario = case(load="batch=64", engine="TensorRT-LLM v0.9.0", osl="2048").scenario
+    assert scenario is not None
+    assert scenario["workload"]["arrivals"] == {"kind": "burst"}
+    assert scenario["workload"]["num_requests"] == 64
+    assert scenario["engine"]["max_num_seqs"] == 64
+    assert scenario["engine"]["api_server"] is False
+
+
+def test_tensorrt_llm_admits_only_what_fits_at_full_length():
+    scenario = case(
+        load="inf (max throughput)", engine="TensorRT-LLM v0.17", isl="2048", osl="2048",
+        conditions="trtllm-bench throughput, in-flight batching; kv_cache_free_gpu_mem_fraction 0.95",
+    ).scenario  # fmt: skip
+    assert scenario is not None
+    assert scenario["engine"]["gpu_memory_utilization"] == 0.95
+    assert 64 < scenario["engine"]["max_num_seqs"] < 256  # (75 GB - 16 GB) / 128 KiB / 4096 tokens
+
+
+@pytest.mark.parametrize(
+    ("gpu", "topology"),
+    [
+        ("A100-SXM4-80GB", "dgx-a100"), ("H100-SXM-80GB", "dgx-h100"), ("H200-SXM-141GB", "dgx-h200"),
+        ("B200-180GB", "hgx-b200"), ("L40S", "pcie-box-l40s"), ("MI300X", "mi300x-platform"), ("H100-PCIe", "pcie-box-l40s"),
+    ],
+)  # fmt: skip
+def test_every_gpu_stands_in_its_machine(gpu: str, topology: str):
+    scenario = case(gpu=gpu).scenario
+    assert scenario is not None
+    assert scenario["cluster"]["topology"] == topology
+
+
+@pytest.mark.parametrize(
+    ("precision", "engine", "weights", "kv_cache"),
+    [
+        ("FP8", "TensorRT-LLM v0.17", "fp8", "fp8"), ("FP8", "vllm 0.12.0", "fp8", "bf16"),
+        ("unknown (blank in source)", "vllm 0.12.0", "bf16", "bf16"), ("", "sglang 0.5.6", "bf16", "bf16"),
+        ("int4", "gpt-fast (torch.compile)", "int4", "bf16"), ("bf16, KV fp8", "vllm 0.24.0", "bf16", "fp8"),
+    ],
+)  # fmt: skip
+def test_precision_words(precision: str, engine: str, weights: str, kv_cache: str):
+    found = case(precision=precision, engine=engine)
+    assert found.scenario is not None
+    assert found.scenario["precision"] == {"weights": weights, "kv_cache": kv_cache}
+    assert any("bf16 assumed" in note for note in found.notes) == (precision in ("", "unknown (blank in source)"))
+
+
+def test_cycled_prompts_are_found_in_the_prefix_cache():
+    found = case(
+        isl="100 + 466", load="5 req/s then 10 req/s",
+        conditions="100 distinct single-turn prompts cycled (10 groups x 10), prefix caching ON, max_num_seqs 128",
+    ).scenario  # fmt: skip
+    assert found is not None
+    assert found["workload"]["shared_prefix"] == {"tokens": 565, "prefixes": 100}
+    assert found["engine"]["enable_prefix_caching"] is True
+    assert found["engine"]["max_num_seqs"] == 128
+
+
+def test_a_replica_without_one_number_for_each_cut_is_told():
+    found = case(tensor="disagg")
+    assert found.scenario is None
+    assert "disagg" in found.reason
+
+
+def test_a_missing_column_is_named(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_text(",".join(name for name in COLUMNS if name != "metric") + "\n")
+    with pytest.raises(InputError, match="column metric is missing"):
+        read_rows(path)
+
+
+@pytest.mark.skipif(not MEASURED.is_file(), reason="the published measurements are not here")
+def test_every_published_row_becomes_a_valid_scenario_or_says_why():
+    rows = [r for r in read_rows(MEASURED) if r.kind == "e2e"]
+    cases = cases_of(rows[::40])
+    told = [found for found in cases if found.scenario is None]
+    assert all(found.reason for found in told)
+    assert len(told) < 0.01 * len(cases)
+    for found in cases:
+        if found.scenario is not None:
+            Scenario.from_dict(found.scenario)
