@@ -127,7 +127,7 @@ def one_rank(load: Workload, lock_step: bool, **limits: Any) -> tuple[Columns, C
     scheduler = VllmScheduler(limit, BlockPool(400, 16))
     replica: Replica
     if lock_step:
-        experts = ExpertCost(stage, backend, None, tensor=2, data=1)
+        experts = ExpertCost(stage, backend, None, tensor=2, data=1, clock=deployment.preset.sustained_clock)
         pricing = StagePricing(LockStepCost(stage, backend, wires, deployment.preset, experts=experts, **options))
         group = LockStepGroup(env)
         replica = LockStepRank(group, env, 0, scheduler, pricing, recorder, cluster.over)

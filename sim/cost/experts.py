@@ -104,6 +104,7 @@ class ExpertCost:
             `LOW_LATENCY_ROWS` a rank it goes to each expert by itself (DeepEP's low-latency kernels), beyond that once to each
             node and on from there over NVLink, in one node once to each rank (its high-throughput kernels).
         exponent: of the experts' popularity: the hottest rank receives more.
+        clock: that the GPU keeps, over the one its kernels were measured at (`EnginePreset.sustained_clock`).
     """
 
     def __init__(
@@ -117,11 +118,12 @@ class ExpertCost:
         nodes: int = 1,
         deepep: bool = False,
         exponent: float = 0.0,
+        clock: float = 1.0,
     ) -> None:
         self.layers = operators.expert_exchanges
         self._operators, self._backend, self._collectives = operators, backend, collectives
         self._tensor, self._ranks, self._nodes, self._exponent = tensor, tensor * data, nodes, exponent
-        self._deepep = deepep
+        self._deepep, self._clock = deepep, clock
         self._expert_s: dict[int, float] = {}
         self._exchange_s: dict[tuple[int, int], float] = {}
 
@@ -156,6 +158,7 @@ class ExpertCost:
                 )
             time = self._backend.moe(rows, moe.hidden, moe.intermediate, *shape, moe.dtype)
             add_kernel(total, time, moe.count, "weights_read")
+        total[INDEX["compute"]] /= self._clock
         return total
 
     def exchange_causes(self, group_rows: Ints, widest_rows: Ints) -> Causes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sim.cost.collective_constants import CONSTANTS, LinkConstants
 from sim.cost.collectives import Communicator
 from sim.cost.experts import ExpertCost, LockStepCost, SkewedExperts
+from sim.cost.factored import FactoredKernels
 from sim.cost.kernels import KernelBackend
 from sim.cost.measured import MeasuredKernels
 from sim.cost.pipeline import HandOver, PipelineCost
@@ -60,6 +61,8 @@ class Deployment:
     _backends: list[MeasuredKernels] = field(default_factory=list)
     link_constants: Mapping[str, LinkConstants] = field(default_factory=lambda: CONSTANTS)
     """What the collective libraries add to the wires."""
+    kernel_times: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """Factors on durations by (GPU, kernel kind, dtype), to draw from the error of fitted constants."""
     _costs: dict[tuple[object, ...], StepCost | PipelineCost] = field(default_factory=dict)
 
     @classmethod
@@ -154,8 +157,20 @@ class Deployment:
         gpus = [self.gpus[name] for name in self.gpu_names]
         return ledger(self.model, self.precision, self.sharding, gpus, self.gpu_names, options)
 
+    @property
+    def kernel_tables(self) -> list[MeasuredKernels]:
+        """The backends over measured tables in use; none where kernels are those of the roofline."""
+        return self._backends
+
     def backend(self, gpu: Gpu) -> KernelBackend:
         """Kernel durations on one kind of GPU, from the backend that the scenario names."""
+        found = self._backend(gpu)
+        factors = {
+            (kind, dtype): factor for (name, kind, dtype), factor in self.kernel_times.items() if name == gpu.name
+        }
+        return FactoredKernels(found, gpu, factors) if factors else found
+
+    def _backend(self, gpu: Gpu) -> KernelBackend:
         if self.scenario.costs == "roofline":
             return Roofline(gpu, ideal=self.preset.ideal, fused_quantisation=self.preset.fused_quantisation)
         where = f"{self.scenario.where}: costs"
@@ -232,6 +247,7 @@ class Deployment:
             nodes=len({self.topology.island(gpu) for gpu in self.gpu_names}),
             deepep=asked.all2all_backend == "deepep",
             exponent=asked.expert_load.skew,
+            clock=self.preset.sustained_clock,
         )
 
     def _hand_over(self, replica: int, stage: int, sender: StageOperators) -> HandOver:
