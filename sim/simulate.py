@@ -16,6 +16,7 @@ from sim.engine.scaling import Scaling
 from sim.errors import DoesNotFit
 from sim.results.checks import run_checks
 from sim.results.latency import Latency
+from sim.results.provenance import Regime, extrapolations, provenance
 from sim.results.result import Result
 from sim.results.walls import Walls, shortest_iteration_s
 from sim.scenario import Scenario
@@ -106,7 +107,9 @@ class _Run:
             transfers=fleet.disaggregated,
         )
         scenario = fleet.scenario
-        notes = [note for pool in fleet.pools for note in pool.origins()]
+        from_trace = scenario.workload.arrivals.kind == "trace"
+        origins = provenance(fleet.pools, fleet.costs, Regime.of(requests, steps), from_trace)
+        notes = [note for pool in fleet.pools for note in pool.origins()] + extrapolations(origins)
         result = Result(
             scenario=scenario.to_dict(),
             requests=requests,
@@ -124,6 +127,7 @@ class _Run:
             exit_s=preset.exit_s,
             oom=self._oom(outcome),
             notes=[*dict.fromkeys(notes), *([outcome.stuck] if outcome.stuck else [])],
+            provenance=[origin.as_dict() for origin in origins],
             scenario_object=scenario,
         )
         result.self_checks = run_checks(

@@ -8,7 +8,7 @@ the utilisation of the last measured shape. Where there is no table it is the ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,11 @@ class MeasuredKernels:
     def notes(self) -> list[str]:
         """What was asked for and is not in the tables."""
         return list(self._notes)
+
+    @property
+    def usage(self) -> Mapping[tuple[str, str], _Usage]:
+        """The tables in use, by kernel kind and dtype."""
+        return self._usage
 
     def provenance(self) -> list[str]:
         """A line for every table in use, with the share of look-ups beyond it; then the notes."""

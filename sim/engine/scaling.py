@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import networkx as nx
 
-from sim.cost.collective_constants import CONSTANTS, LinkConstants
+from sim.cost.collective_constants import LinkConstants
 from sim.engine.deployment import Deployment
 from sim.hardware.gpu import Gpu
 from sim.hardware.topology import Topology
@@ -30,6 +30,10 @@ class Scaling:
     """KV blocks of a replica."""
     host_overhead: float = 1.0
     """The engine's own time: host, gaps, entry and exit."""
+    kernel_times: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """Durations of kernels by (GPU, kernel kind, dtype)."""
+    collective_times: Mapping[str, float] = field(default_factory=dict)
+    """What collective libraries add to the wires, by link kind: launches, steps, and the bandwidth they do not reach."""
 
     def deployment(self, pool: Deployment) -> Deployment:
         """A copy of `pool` with these factors; its KV memory is scaled by `memory`."""
@@ -40,7 +44,8 @@ class Scaling:
             pool,
             topology=self._topology(pool.topology),
             preset=replace(preset, **slower),
-            link_constants=self._constants(),
+            link_constants=self._constants(pool.link_constants),
+            kernel_times=self.kernel_times,
             _costs={},
             _backends=[],
         )
@@ -76,16 +81,40 @@ class Scaling:
                 edge["bandwidth_bytes_per_s"] *= self.link_bandwidth
         return replace(topology, graph=graph, _router=None)
 
-    def _constants(self) -> Mapping[str, LinkConstants]:
+    def _constants(self, before: Mapping[str, LinkConstants]) -> Mapping[str, LinkConstants]:
         """What software adds at every step over a network is latency like that of the wires."""
-        if self.network_latency == 1.0:
-            return CONSTANTS
-        constants = dict(CONSTANTS)
-        for kind in NETWORK_KINDS:
-            old = constants[kind]
-            methods = {
-                name: replace(method, step_s=method.step_s * self.network_latency)
-                for name, method in old.methods.items()
-            }
-            constants[kind] = replace(old, methods=methods)
+        constants = dict(before)
+        if self.network_latency != 1.0:
+            for kind in NETWORK_KINDS:
+                old = constants[kind]
+                methods = {
+                    name: replace(method, step_s=method.step_s * self.network_latency)
+                    for name, method in old.methods.items()
+                }
+                constants[kind] = replace(old, methods=methods)
+        for kind, factor in self.collective_times.items():
+            constants[kind] = _slower(constants[kind], factor)
         return constants
+
+
+def _slower(constants: LinkConstants, factor: float) -> LinkConstants:
+    """Constants of software that takes `factor` as long on one kind of link; payload never outruns the link."""
+    methods = {
+        name: replace(
+            method,
+            start_s=method.start_s * factor,
+            step_s=method.step_s * factor,
+            connection_s=method.connection_s * factor,
+            efficiency=min(1.0, method.efficiency / factor),
+            connection_efficiency=method.connection_efficiency / factor,
+        )
+        for name, method in constants.methods.items()
+    }
+    return replace(
+        constants,
+        launch_s=constants.launch_s * factor,
+        peer_launch_s=constants.peer_launch_s * factor,
+        custom_launch_s=constants.custom_launch_s * factor,
+        eager_floor_s=constants.eager_floor_s * factor,
+        methods=methods,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sim.engine.scaling import Scaling
@@ -77,11 +77,12 @@ def whatif(scenario: Scenario, told: Callable[[str], None] = lambda _: None) -> 
     effects = []
     for name, field in RESOURCES.items():
         told(name)
+        less, more = (replace(Scaling(), **{field: factor}) for factor in FACTORS)  # type: ignore[arg-type]
         try:
-            halved: Metrics | None = _metrics(scenario, Scaling(**{field: FACTORS[0]}))
+            halved: Metrics | None = _metrics(scenario, less)
         except DoesNotFit:
             halved = None
-        effects.append(Effect(name, halved, _metrics(scenario, Scaling(**{field: FACTORS[1]}))))
+        effects.append(Effect(name, halved, _metrics(scenario, more)))
     effects.sort(key=lambda effect: -max(effect.swing(metric, base) for metric in METRICS))
     return WhatIf(scenario.name, base, effects)
 
