@@ -28,6 +28,8 @@ PARAMETERS = ("layer_s", "host_step_s", "host_request_s", "entry_s")
 WEIGHTS = {"ttft": 0.3, "tpot": 1.0, "itl": 1.0, "output throughput": 1.0, "e2e": 1.0}
 """Weight of a residual by metric: how a harness sends its requests, which TTFT depends on most, is seldom stated."""
 SHORTEST_S = 1e-7
+LARGEST_STEP = 3.5
+"""A value is looked for within this many factors of e of where it starts."""
 MOST_CASES = 150
 
 
@@ -113,23 +115,23 @@ def thinned(cases: Sequence[Case], most: int) -> list[Case]:
 
 
 def _fit(engine: str, names: Sequence[str], start: Floats, cases: Sequence[Case]) -> Floats:
-    """Values with the least soft-L1 sum of log ratios, found in the logarithm of each value."""
+    """Values with the least soft-L1 sum of log ratios; x = 1 + log(value / start), so that a step of 5 % is one of x."""
     from scipy.optimize import least_squares
 
-    def residuals(logs: Floats) -> Floats:
-        found = _errors(engine, names, np.exp(logs), cases)
+    def residuals(x: Floats) -> Floats:
+        found = _errors(engine, names, start * np.exp(x - 1), cases)
         return np.array([WEIGHTS[metric] * error for _, metric, error in found])
 
     found = least_squares(
         residuals,
-        np.log(start),
+        np.ones(len(start)),
         loss="soft_l1",
         f_scale=0.1,
         diff_step=0.05,
         max_nfev=5,
-        bounds=(np.log(start) - 3.5, np.log(start) + 3.5),
+        bounds=(1 - LARGEST_STEP, 1 + LARGEST_STEP),
     )
-    return np.asarray(np.exp(found.x), dtype=np.float64)
+    return np.asarray(start * np.exp(found.x - 1), dtype=np.float64)
 
 
 def _errors(engine: str, names: Sequence[str], values: Floats, cases: Sequence[Case]) -> list[tuple[str, str, float]]:

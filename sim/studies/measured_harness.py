@@ -21,6 +21,8 @@ ENGINES = (
 
 STATIC_PASS_TOKENS = 32768
 """Tokens of one pass in which a static batch is prefilled at most: beyond it the time grows in proportion anyway."""
+SGLANG_MEMORY_SHARE = 0.84
+"""SGLang's `mem_fraction_static` on 80 GB cards: all but 1.5 MB a token of the 8192 of its prefill chunk and 0.5 GB."""
 CYCLED_PROMPTS = 100
 """AIPerf's default number of dataset entries (`--num-dataset-entries`), which requests take in turn."""
 CLIENT_S = 30e-3
@@ -61,7 +63,9 @@ def harness_of(row: MeasuredRow, load: Load) -> Harness:
     """
     preset = preset_name(row.engine)
     found = Harness(preset, {"preset": preset, "gpu_memory_utilization": 0.9})
-    found.reserves_whole_sequence = preset == "trtllm"
+    found.reserves_whole_sequence = "trt" in row.engine.lower() or "tensorrt" in row.engine.lower()
+    if preset == "sglang":
+        found.engine["gpu_memory_utilization"] = SGLANG_MEMORY_SHARE
     words = f"{row.conditions} {row.engine}".lower()
     _options(found, row, load, words)
     _stated(found, row.conditions)
