@@ -38,7 +38,7 @@ class ProgressLine:
         assert self._bar is not None
         assert self._task is not None
         clock = f"{simulated_s:,.1f} s simulated, " if simulated_s else ""
-        total = f" of {self._total:,}" if note else ""
+        total = f" of {self._total:,}" if note and self._total else ""
         self._bar.update(self._task, completed=done, what=f"{clock}{done:,}{total} {self._noun}{note}")
 
     def _show(self) -> None:

@@ -33,12 +33,35 @@ Tolerance = Annotated[
     float, typer.Option("--tolerance", min=0.001, max=1.0, help="Width of the final bracket, as a share of the load.")
 ]
 Plot = Annotated[bool, typer.Option("--plot", help="Draw the saturation knee into the results folder.")]
+Model = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help="A model by name, or the path of its config.json.")
+]
+Workload = Annotated[
+    str,
+    typer.Option(
+        "--workload", metavar="KIND", help="chat, code, reasoning, summary, or a scenario file to take it from."
+    ),
+]
+Gpus = Annotated[
+    str | None, typer.Option("--gpus", metavar="A,B", help="Kinds of GPUs; all that have a price if not given.")
+]
+MaxGpus = Annotated[int, typer.Option("--max-gpus", min=1, max=16, help="GPUs of one replica at most.")]
+Precisions = Annotated[
+    str, typer.Option("--precisions", metavar="A,B", help="Formats of the weights that are good enough for you.")
+]
+PricesFile = Annotated[
+    Path | None, typer.Option("--prices", metavar="FILE", help="Your own prices, as sim/hardware/prices.yaml.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--rate", metavar="REQ/S", help="What all replicas together have to carry.")
+]
 Pareto = Annotated[bool, typer.Option("--pareto", help="Draw tokens/s a user against tokens/s a GPU.")]
 
 
 def register(app: typer.Typer) -> None:
     app.command()(sweep)
     app.command()(capacity)
+    app.command()(plan)
 
 
 def sweep(
@@ -134,3 +157,47 @@ def capacity(
         raise typer.Exit(3)
     if found.reason.startswith(("failed", "stuck")):
         raise typer.Exit(4)
+
+
+def plan(
+    model: Model,
+    workload: Workload,
+    slo: Slo = None,
+    gpus: Gpus = None,
+    prices: PricesFile = None,
+    rate: Rate = None,
+    max_gpus: MaxGpus = 8,
+    precisions: Precisions = "bf16,fp8,int4",
+    out: Out = None,
+    json: Json = False,
+    jobs: Jobs = None,
+    executor: ExecutorOption = None,
+    resume: Resume = True,
+) -> None:
+    """Find which GPUs, how many, cut how and in which precision serve a workload within its SLO at the least cost."""
+    from sim.progress import ProgressLine
+    from sim.studies.executor import open_workers
+    from sim.studies.objective import Objective
+    from sim.studies.plan import Question
+    from sim.studies.plan import plan as find
+    from sim.studies.plan_candidates import known_precisions
+    from sim.studies.plan_words import plan_rows, plan_text, write_plan
+    from sim.studies.plan_workload import plan_base
+    from sim.studies.prices import SHIPPED, load_prices
+
+    offered = load_prices(prices or SHIPPED)
+    offers = offered.chosen(None if gpus is None else [name.strip() for name in gpus.split(",")])
+    wanted = [Objective.parse(text) for text in slo or ["ttft.p99=2s", "tpot.p99=50ms"]]
+    base = plan_base(model, workload)
+    question = Question(base, wanted, offers, max_gpus, known_precisions(precisions))
+    with open_study(out, resume) as study:
+        with ProgressLine("plan", None, "runs") as progress, open_workers(executor, jobs) as workers:
+            choices = find(question, study, workers, lambda stage, runs: progress(0.0, runs, f", {stage}"))
+        write_plan(choices, study.folder)
+        if json:
+            print_json({"prices": {"date": offered.date, "source": offered.source}, "candidates": plan_rows(choices)})
+        else:
+            print(plan_text(choices, offered, rate))
+        say(f"scenarios and candidates.csv in {study.folder}")
+    if not any(choice.cost for choice in choices):
+        raise typer.Exit(3)

@@ -9,8 +9,8 @@ from sim.cost.preset import preset_for
 from sim.engine.deployment import Deployment
 from sim.scenario import Scenario, WorkloadSpec
 
-_KEPT = 4
-"""Deployments kept: a table of 8192 tokens by a dozen causes is under a megabyte, a scenario file rarely has more."""
+_KEPT = 16
+"""Deployments kept: a table of 8192 tokens by a dozen causes is a megabyte, a plan goes round a dozen of them."""
 _USES = 256
 """Runs after which a deployment is built anew: its cache of prompt chunks grows with every prompt it has priced."""
 _ANY_WORKLOAD = WorkloadSpec.model_validate(

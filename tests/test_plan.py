@@ -1,0 +1,158 @@
+"""Which deployment: candidates, prices, closed form, and an answer that holds when it is run again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import twowalls
+
+from sim.engine.warm import warm_deployment
+from sim.errors import InputError
+from sim.model.transformer import load_model
+from sim.scenario import Scenario
+from sim.simulate import simulate
+from sim.studies.objective import Objective
+from sim.studies.plan import Choice, with_replicas
+from sim.studies.plan_candidates import Candidate, candidates
+from sim.studies.plan_cost import TokenCost, token_cost
+from sim.studies.plan_screen import decode_s, prefill_s, screen
+from sim.studies.plan_words import golden_rule, plan_text
+from sim.studies.plan_workload import plan_base
+from sim.studies.prices import Offer, Prices, load_prices
+
+H100 = Offer("h100-sxm", "dgx-h100", 3.0, 700.0, 70.0, "a test")
+SLO = [Objective.parse("ttft.p99=2s"), Objective.parse("tpot.p99=50ms")]
+
+
+def candidate(tensor: int = 1, precision: str = "bf16", **changes: Any) -> Candidate:
+    return Candidate(changes.get("offer", H100), tensor, changes.get("pipeline", 1), False, precision)
+
+
+def test_candidates_are_what_the_hardware_can_compute() -> None:
+    a100 = Offer("a100-sxm-80gb", "dgx-a100", 1.8, 400.0, 60.0, "a test")
+    found = list(
+        candidates([H100, a100], load_model("llama-3.1-8b"), max_gpus=4, precisions=["bf16", "fp8", "int4", "nvfp4"])
+    )
+    assert {c.precision for c in found if c.offer is H100} == {"bf16", "fp8", "int4"}  # fp4 is Blackwell's
+    assert {c.precision for c in found if c.offer is a100} == {"bf16", "int4"}
+    assert {(c.tensor, c.pipeline) for c in found} == {(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)}
+    assert not any(c.expert_parallel for c in found)
+    experts = list(candidates([H100], load_model("mixtral-8x7b"), max_gpus=2, precisions=["bf16"]))
+    assert {c.name for c in experts} == {
+        "h100-sxm-tp1-bf16", "h100-sxm-tp2-bf16", "h100-sxm-tp2-ep-bf16", "h100-sxm-tp1-pp2-bf16",
+    }  # fmt: skip
+    assert candidate(8, pipeline=2).words == "sixteen h100-sxm in 2 nodes (TP8 x PP2) in bf16"
+
+
+def test_dollars_and_joules_of_a_token() -> None:
+    # 4 requests/s x 250 tokens = 1,000 tokens/s; two GPUs at 3 $/h: 6 / 3.6e6 $ a token
+    found = token_cost(candidate(2), 4.0, 250.0, latency_s=10.0)
+    assert found.output_tokens_per_s == 1000.0
+    assert found.usd_per_million_output_tokens == pytest.approx(6 / 3600 / 1000 * 1e6)
+    assert found.joules_per_output_token == pytest.approx(2 * 700 / 1000, rel=1e-6)  # 40 in flight: never idle
+    idle = token_cost(candidate(2), 0.001, 250.0, latency_s=10.0)
+    busy = 1 - math.exp(-0.01)
+    assert idle.joules_per_output_token == pytest.approx(2 * (busy * 700 + (1 - busy) * 70) / 0.25)
+    unknown = Offer("h100-sxm", "dgx-h100", 3.0, 700.0, None, "")
+    assert token_cost(candidate(offer=unknown), 1.0, 250.0, 1.0).joules_per_output_token is None
+
+
+def test_the_closed_form_is_the_step_that_the_engine_takes() -> None:
+    scenario = Scenario.from_dict({
+        "model": "llama-3.1-70b", "cluster": {"topology": "dgx-h100"}, "deployment": {"tensor_parallel_size": 4},
+        "workload": {"arrivals": {"kind": "closed_loop", "concurrency": 16}, "num_requests": 16,
+                     "lengths": {"kind": "fixed", "input_tokens": 512, "output_tokens": 256}},
+    })  # fmt: skip
+    deployment = warm_deployment(scenario)
+    cost, client_s = deployment.cost(0), deployment.preset.entry_s + deployment.preset.exit_s
+    assert simulate(scenario).summary["p50_itl_ms"] == pytest.approx(1e3 * decode_s(cost, 16, 512 + 128), rel=0.01)
+    alone = scenario.with_overrides({"workload.arrivals.concurrency": 1, "workload.num_requests": 1})
+    assert simulate(alone).summary["mean_ttft_ms"] == pytest.approx(1e3 * (client_s + prefill_s(cost, 512)), rel=0.01)
+
+
+def test_a_candidate_is_refused_with_its_reason() -> None:
+    base = plan_base("llama-3-70b", "chat")
+    workload = candidate(8).scenario(base).build_workload()
+    assert "does not fit: n0.g0: 141.1 GB weights" in screen(candidate(1).scenario(base), workload, SLO).reason
+    quick = [Objective.parse("tpot.p99=5ms")]
+    assert "the TPOT of a mean request is" in screen(candidate(8).scenario(base), workload, quick).reason
+    fine = screen(candidate(8).scenario(base), workload, SLO)
+    assert fine.reason == ""
+    assert 5 < fine.request_rate < 30
+    with pytest.raises(InputError, match="attention heads"):
+        candidate(3).scenario(base) and screen(candidate(3).scenario(base), workload, SLO)
+
+
+def choice(usd: float, **changes: Any) -> Choice:
+    cost = TokenCost(2.0, 400.0, 3.0, usd, None)
+    walls = {"weights_read": 10.0, "collective_latency": 0.0 if changes.get("tensor", 1) == 1 else 2.0}
+    metrics = {"p99_ttft_ms": 1000.0, "p99_tpot_ms": 40.0, "walls_ms_per_token": walls}
+    return Choice(candidate(**changes), "ranked", cost=cost, metrics=metrics)
+
+
+def test_the_golden_rule_holds_or_not_and_says_why() -> None:
+    one, two = choice(1.0, precision="int4"), choice(2.0, tensor=2)
+    told = golden_rule([one, two])
+    assert "one card before several holds: one h100-sxm in int4 ($1.00) before two h100-sxm in bf16 ($2.00)" in told
+    assert "a token takes 10 GPU-ms less of weights read and 4 GPU-ms less of all-reduce latency" in told
+    assert "one card before several is wrong here" in golden_rule([choice(0.5, tensor=2), one])
+    unfit = Choice(candidate(), "infeasible", "does not fit: 141.1 GB")
+    assert "no single card can do it (does not fit: 141.1 GB)" in golden_rule([unfit, two])
+    assert "one node before several holds" in golden_rule([one, choice(3.0, tensor=8, pipeline=2)])
+    prices = Prices("2025-06", "a test", {})
+    text = plan_text([one, two, unfit], prices, request_rate=5.0)
+    assert text.startswith("Deploy one h100-sxm in int4: $1.00 a million output tokens at 2 requests/s a replica.")
+    assert "For 5 requests/s that is 3 replicas (3 GPUs, $9.00 an hour)." in text
+    assert with_replicas(one, 4.0) == 2
+    assert plan_text([unfit], prices).startswith(
+        "Nothing that was tried keeps the SLO.\n  one h100-sxm in bf16: does not fit"
+    )
+
+
+def test_prices_are_the_users_own(tmp_path: Path) -> None:
+    shipped = load_prices()
+    assert {"h100-sxm", "h200-sxm", "b200-sxm", "a100-sxm-80gb", "l40s"} <= set(shipped.offers)
+    assert [offer.gpu for offer in shipped.chosen(["H100", "l40s"])] == ["h100-sxm", "l40s"]
+    with pytest.raises(InputError, match="has no price"):
+        shipped.chosen(["v100"])
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("date: 2026-01\nsource: our contract\ngpus:\n  h100: {topology: dgx-h100, price: 1.5 $/h}\n")
+    offer = load_prices(mine).offers["h100-sxm"]
+    assert (offer.usd_per_h, offer.power_w, offer.idle_power_w) == (1.5, 700.0, None)
+    mine.write_text("date: 2026-01\ngpus:\n  h100: {topology: dgx-h100, price: 1.5}\n")
+    with pytest.raises(InputError, match=r"gpus\.h100\.price"):
+        load_prices(mine)
+    for wrong in ("chats", str(tmp_path / "absent.yaml")):
+        with pytest.raises(InputError, match="--workload"):
+            plan_base("llama-3-70b", wrong)
+    with pytest.raises(InputError, match="got closed_loop"):
+        plan_base("llama-3-70b", "llama3-70b-2xh100-64way")
+
+
+def test_the_command_answers_and_its_scenarios_hold_when_run_alone(tmp_path: Path) -> None:
+    command = ["plan", "--model", "llama-3.1-8b", "--workload", "chat", "--slo", "ttft.p99=2s", "--slo", "tpot.p99=50ms",
+               "--gpus", "l40s,h100", "--max-gpus", "1", "--precisions", "bf16", "--out", "out"]  # fmt: skip
+    done = twowalls(*command, "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["candidates"]
+    assert {row["name"] for row in found} == {"h100-sxm-tp1-bf16", "l40s-tp1-bf16"}
+    best = found[0]
+    assert best["status"] == "ranked"
+    assert (
+        best["cost"]["usd_per_million_output_tokens"]
+        <= (found[1]["cost"] or best["cost"])["usd_per_million_output_tokens"]
+    )
+    with (tmp_path / "out" / "candidates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [row["name"] for row in found]
+    assert all(row["reason"] or row["status"] in ("ranked", "simulated") for row in rows)
+    path = str(Path("out") / best["scenario"])
+    alone = twowalls(
+        "sweep", path, "--set", "workload.seed=7", "--seeds", "2", "--json", "--out", "alone", folder=tmp_path
+    )
+    assert json.loads(alone.stdout)["points"][0]["statuses"] == {"done": 2}, alone.stdout
