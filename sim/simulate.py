@@ -127,7 +127,7 @@ class _Run:
             exit_s=preset.exit_s,
             oom=self._oom(outcome),
             notes=[*dict.fromkeys(notes), *([outcome.stuck] if outcome.stuck else [])],
-            provenance=[origin.as_dict() for origin in origins],
+            provenance=origins,
             scenario_object=scenario,
         )
         result.self_checks = run_checks(

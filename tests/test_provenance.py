@@ -32,7 +32,7 @@ def run(**changes: Any) -> Result:
 
 
 def by_number(result: Result) -> dict[str, dict[str, Any]]:
-    return {row["number"]: row for row in result.provenance}
+    return {origin.number: origin.as_dict() for origin in result.provenance}
 
 
 def test_numbers_are_datasheet_fitted_measured_or_assumed() -> None:
@@ -124,4 +124,4 @@ def test_one_reason_is_told_once() -> None:
 def test_json_carries_the_provenance_and_is_the_same_in_two_runs() -> None:
     first, second = (to_json(record(run())) for _ in range(2))
     assert first == second
-    assert json.loads(first)["provenance"] == run().provenance
+    assert json.loads(first)["provenance"] == [origin.as_dict() for origin in run().provenance]

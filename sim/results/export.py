@@ -49,7 +49,7 @@ def record(result: Result, verified: Sequence[Verified] = ()) -> dict[str, Any]:
         "assertions": [{"text": line.text, "held": line.held, "actual": line.actual} for line in verified],
         **({} if result.oom is None else {"oom": result.oom}),
         "notes": result.notes,
-        "provenance": result.provenance,
+        "provenance": [origin.as_dict() for origin in result.provenance],
         "simulated_seconds": result.simulated_seconds,
         "scenario": result.scenario,
         "seed": result.seed,

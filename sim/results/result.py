@@ -52,8 +52,8 @@ class Result:
     """{time_s, gpu, request, kv_tokens, needed_bytes, free_bytes} when the run ended out of memory."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know about where the numbers come from (extrapolations, fits of a relative)."""
-    provenance: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """Every number that the run rests on: measured, fitted, datasheet or assumed (`sim.results.provenance`)."""
+    provenance: list[Any] = field(default_factory=list, repr=False)
+    """`Origin` of every number that the run rests on (`sim.results.provenance`)."""
     scenario_object: Any = None
     """The `Scenario` that was run, for whoever wants more than plain data."""
 
