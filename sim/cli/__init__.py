@@ -7,6 +7,7 @@ import sys
 import typer
 
 from sim.cli.compare import register as register_compare
+from sim.cli.confidence import register as register_confidence
 from sim.cli.fabric import register as register_fabric
 from sim.cli.look import register as register_look
 from sim.cli.measure import register as register_measure
@@ -27,6 +28,7 @@ register_run(app)
 register_look(app)
 register_fabric(app)
 register_compare(app)
+register_confidence(app)
 register_measure(app)
 register_studies(app)
 register_whatif(app)

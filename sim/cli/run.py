@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sim.cli.confidence import ErrorBars, SeedsOption, UncertaintyOption, error_bars
 from sim.cli.options import Json, Overrides, load_each, print_json, print_json_list, read_overrides, say
 from sim.errors import InputError, TwoWallsError
 from sim.units import parse
@@ -60,6 +61,8 @@ def run(
     executor: ExecutorOption = None,
     resume: Resume = True,
     ledger_only: LedgerOnly = False,
+    seeds: SeedsOption = 1,
+    uncertainty: UncertaintyOption = False,
 ) -> None:
     """Simulate scenarios: does it fit, how fast is a token, which wall.
 
@@ -79,8 +82,12 @@ def run(
         if isinstance(scenario, TwoWallsError):
             raise scenario
         folder = out if out is not None else Path() if plots else None
+        bars = error_bars(scenario, seeds, uncertainty, jobs)
         job = _job(scenario, folder is not None, plots, timeout_s)
-        raise typer.Exit(_run_alone(job, folder, scenario.workload.num_requests, json))
+        raise typer.Exit(_run_alone(job, folder, scenario.workload.num_requests, json, bars))
+    if seeds > 1 or uncertainty:
+        where = "--seeds" if seeds > 1 else "--uncertainty"
+        raise InputError(where, "is for one scenario on this machine", "name one, or use sweep --seeds")
     if ledger_only and plots:
         raise InputError("--plots", "got --ledger-only with it", "leave one of the two out")
     options = {"outputs": not ledger_only, "plots": plots, "timeout_s": timeout_s}
@@ -94,7 +101,7 @@ def _job(scenario: Any, outputs: bool, plots: bool, timeout_s: float | None) -> 
     return Job(scenario.to_dict(), scenario.where, outputs, plots, timeout_s)
 
 
-def _run_alone(job: Job, folder: Path | None, num_requests: int | None, json: bool) -> int:
+def _run_alone(job: Job, folder: Path | None, num_requests: int | None, json: bool, bars: ErrorBars) -> int:
     from sim.progress import ProgressLine
     from sim.studies.batch import run_one
 
@@ -102,10 +109,11 @@ def _run_alone(job: Job, folder: Path | None, num_requests: int | None, json: bo
         row = run_one(job, progress)
     if folder is not None and row.files:
         row.write(folder)
+        bars.write(folder)
     if json and row.exit_code != 2:
-        print_json(_record(asdict(row), job.scenario))
+        print_json(_record(asdict(row), job.scenario) | bars.record)
     elif row.answer:
-        print(row.answer)
+        print("\n\n".join([row.answer, *bars.lines]))
     if row.reason:
         say(f"{row.status}: {row.reason}")
     return row.exit_code
