@@ -29,11 +29,11 @@ HOPELESS = 1.2
 """A candidate whose estimate, corrected by the least that the closed form has flattered any of its kind so far, costs so many
 times the best found is not simulated."""
 SHORT_REQUESTS, SHORT_TOLERANCE = 300, 0.12
-LONG_REQUESTS, LONG_TOLERANCE = 1000, 0.04
+LONG_REQUESTS, LONG_TOLERANCE = 2000, 0.05
 VERIFIED = 4
 """Candidates that are searched again with long runs and every seed."""
 SEEDS = 5
-HEADROOM = 0.9
+HEADROOM = 0.88
 """Of the lowest capacity of all seeds: the rate that is recommended, since the next five seeds may be unluckier."""
 
 
@@ -157,15 +157,15 @@ class Planner:
 
     def _search(self, choices: list[Choice], seeds: list[int], requests: int, tolerance: float, stage: str) -> None:
         """Capacity of each of `choices` with each of `seeds`."""
-        searches, starts = [], []
+        searches = []
         for choice in choices:
             assert choice.scenario is not None
             assert choice.screened is not None
-            start = 0.7 * (choice.screened.request_rate if choice.cost is None else choice.cost.request_rate / HEADROOM)
+            known = choice.cost is not None
+            start = 0.95 * choice.cost.request_rate / HEADROOM if choice.cost else 0.7 * choice.screened.request_rate
             for seed in seeds:
                 changed = choice.scenario.with_overrides({"workload.num_requests": requests, "workload.seed": seed})
-                searches.append(search(changed, self.question.slo, start, tolerance))
-                starts.append(start)
+                searches.append(search(changed, self.question.slo, start, tolerance, 1.2 if known else 2.0))
         found = run_searches(searches, self.study, self.workers, lambda runs: self._told(stage, runs))
         for number, choice in enumerate(choices):
             ours = tuple(found[number * len(seeds) : (number + 1) * len(seeds)])

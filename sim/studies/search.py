@@ -93,8 +93,11 @@ def load_of(scenario: Scenario) -> Load:
     raise InputError(f"{scenario.where}: workload.arrivals", f"got {scenario.workload.arrivals.kind}", hint)
 
 
-def search(scenario: Scenario, slo: Sequence[Objective], start: float, tolerance: float) -> Search:
+def search(scenario: Scenario, slo: Sequence[Objective], start: float, tolerance: float, stride: float = 2.0) -> Search:
     """Search the capacity of `scenario` from the load `start` on, until high / low <= 1 + `tolerance`.
+
+    Until the capacity is between two loads, each is `stride` times the one before, or its part: little more than 1 where
+    `start` is a good guess.
 
     The SLO is taken to hold below any load at which it holds; scheduling is not always so kind, and the tolerance of the
     answer is no smaller than such ripples.
@@ -117,13 +120,13 @@ def search(scenario: Scenario, slo: Sequence[Objective], start: float, tolerance
         narrow = high <= low * (1 + tolerance) or (whole and high - low <= 1)
         if (low and narrow) or low >= MOST_LOAD:
             return Found(low, high, tuple(trials))
-        load = _next(low, high, whole)
+        load = _next(low, high, stride, whole)
 
 
-def _next(low: float, high: float, whole: bool) -> float:
+def _next(low: float, high: float, stride: float, whole: bool) -> float:
     if high == math.inf:
-        return low * 2
-    load = high / 2 if not low else math.sqrt(low * high)
+        return math.ceil(low * stride) if whole else low * stride
+    load = high / stride if not low else math.sqrt(low * high)
     if not whole:
         return load
     return float(max(1, min(round(load), high - 1)) if not low else min(max(round(load), low + 1), high - 1))
