@@ -18,6 +18,7 @@ from sim.results.checks import run_checks
 from sim.results.latency import Latency
 from sim.results.provenance import Regime, extrapolations, provenance
 from sim.results.result import Result
+from sim.results.speculation import speculation_notes
 from sim.results.walls import Walls, shortest_iteration_s
 from sim.scenario import Scenario
 from sim.workload.content import Content
@@ -110,6 +111,7 @@ class _Run:
         from_trace = scenario.workload.arrivals.kind == "trace"
         origins = provenance(fleet.pools, fleet.costs, Regime.of(requests, steps), from_trace)
         notes = [note for pool in fleet.pools for note in pool.origins()] + extrapolations(origins)
+        notes += speculation_notes(fleet.costs, steps)
         result = Result(
             scenario=scenario.to_dict(),
             requests=requests,

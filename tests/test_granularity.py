@@ -30,6 +30,7 @@ CUT = {
     "llama3-70b-two-gpus-bf16": 64,
     "llama3-70b-aggregated-16xh100": 120,
     "llama3-70b-disaggregated-16xh100": 120,
+    "llama3-70b-speculative-4xh100": 24,
     "llama3-405b-bf16-2x8h100": 64,
     "llama3-405b-fp8-8xh100": 64,
     "mixtral-8x7b-2xh100": 128,
@@ -106,8 +107,8 @@ def assert_same_run(fast: Result, slow: Result) -> None:
         assert [check["name"] for check in result.self_checks if not check["held"]] == []
 
 
-LOCK_STEP = {"deepseek-v3-4x8h100"}
-"""Ranks in lock-step run iteration by iteration, whatever is asked."""
+ALWAYS_STEP = {"deepseek-v3-4x8h100", "llama3-70b-speculative-4xh100"}
+"""Ranks in lock-step, and speculation, run iteration by iteration, whatever is asked."""
 
 # --- what is shipped -------------------------------------------------------------------------------------------------
 
@@ -118,11 +119,11 @@ def test_a_shipped_scenario_leaps_as_it_steps(name: str) -> None:
     leap, step = at(scenario, "leap"), at(scenario, "step")
     assert_same_run(leap, step)
     # the naive engine crashes among the first prompts, before there is anything to leap over
-    never = name in LOCK_STEP or scenario.deployment.pipeline_parallel_size > 1 or step.status == "oom"
+    never = name in ALWAYS_STEP or scenario.deployment.pipeline_parallel_size > 1 or step.status == "oom"
     assert leap.events == step.events if never else leap.events < step.events
 
 
-@pytest.mark.parametrize("name", sorted(set(shipped()) - LOCK_STEP))
+@pytest.mark.parametrize("name", sorted(set(shipped()) - ALWAYS_STEP))
 def test_its_first_200_iterations_are_the_same_layer_by_layer(name: str) -> None:
     scenario = load(name)
     whole = at(scenario, "step").steps

@@ -86,3 +86,11 @@ def test_what_a_prefix_cache_is_worth_to_mooncake_chats() -> None:
     assert 0.05 < cached.summary["prefix_cache_hit_rate"] < 0.374  # what a cache without end would find
     assert cached.summary["mean_ttft_ms"] < plain.summary["mean_ttft_ms"]
     assert cached.summary["median_tpot_ms"] < plain.summary["median_tpot_ms"]
+
+
+def test_a_small_model_that_proposes_makes_a_large_one_sooner() -> None:
+    drafted = answer("llama3-70b-speculative-4xh100")
+    scenario = Scenario.load(FILES["llama3-70b-speculative-4xh100"])
+    plain = simulate(scenario.with_overrides({"engine.speculative": None}))
+    assert 1.5 < plain.summary["median_tpot_ms"] / drafted.summary["median_tpot_ms"] < 2.2
+    assert drafted.summary["median_itl_ms"] > plain.summary["median_itl_ms"]  # several tokens come at once

@@ -18,12 +18,14 @@ CAUSES = (
     "kernel_fixed",
     "pipeline_bubble",
     "lock_step",
+    "draft",
     "engine_overhead",
 )
 """Weights, KV cache and activations stream through HBM; compute waits for the tensor cores; collectives for latency and
 bandwidth of the links, and shared_links for others on the same wires; kernel_fixed is launches, tiles and waves;
 pipeline_bubble is a batch waiting for a stage that another batch occupies; lock_step is a data-parallel rank waiting for the
-slowest one with which it shares its experts; engine_overhead is host time and gaps."""
+slowest one with which it shares its experts; draft is the proposing of speculative decoding; engine_overhead is host time and
+gaps."""
 INDEX = {cause: i for i, cause in enumerate(CAUSES)}
 
 Causes = NDArray[np.float64]

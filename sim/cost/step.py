@@ -72,6 +72,8 @@ class StepCost:
     ) -> None:
         self.operators = operators
         self.backend = backend
+        self.parts = (backend, collectives, preset)
+        """What prices its kernels, its collectives and the engine."""
         self.preset = preset
         self.async_scheduling = async_scheduling
         self._collectives = collectives

@@ -17,6 +17,7 @@ from sim.cost.measured import MeasuredKernels
 from sim.cost.pipeline import HandOver, PipelineCost
 from sim.cost.preset import EnginePreset, preset_for
 from sim.cost.roofline import Roofline
+from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost, reaches
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu, load_gpu
@@ -29,6 +30,7 @@ from sim.model.precision import Precision, resolve_precision
 from sim.model.sharding import Sharding
 from sim.model.transformer import Transformer, load_model
 from sim.scenario import Scenario
+from sim.scenario.speculative import Speculative
 
 if TYPE_CHECKING:
     from sim.workload.workload import Workload
@@ -91,6 +93,13 @@ class Deployment:
             asked.enable_expert_parallel,
         )
         sharding.check(model, f"{where}: deployment")
+        apart = sharding.pipeline > 1 or (sharding.expert_parallel and sharding.data > 1) or role != "both"
+        if scenario.engine.speculative is not None and apart:
+            raise InputError(
+                f"{where}: engine.speculative",
+                "got speculation with pipeline stages, replicas in lock-step, or prefill and decode apart",
+                "use tensor_parallel_size and plain replicas",
+            )
         if asked.two_batch_overlap and sharding.data == 1:
             raise InputError(
                 f"{where}: deployment.two_batch_overlap",
@@ -122,6 +131,8 @@ class Deployment:
 
     @property
     def async_scheduling(self) -> bool:
+        if self.scenario.engine.speculative is not None:
+            return False
         asked = self.scenario.engine.async_scheduling
         return self.preset.async_scheduling if asked is None else asked
 
@@ -155,12 +166,29 @@ class Deployment:
             concurrency=workload.concurrency,
         )
         gpus = [self.gpus[name] for name in self.gpu_names]
+        if engine.speculative is not None and engine.speculative.draft_model is not None:
+            options = self._room_for_draft(engine.speculative.draft_model, gpus, options)
         return ledger(self.model, self.precision, self.sharding, gpus, self.gpu_names, options)
 
     @property
     def kernel_tables(self) -> list[MeasuredKernels]:
         """The backends over measured tables in use; none where kernels are those of the roofline."""
         return self._backends
+
+    def _room_for_draft(self, name: str, gpus: list[Gpu], options: MemoryOptions) -> MemoryOptions:
+        """`options` with what a draft model leaves: its weights beside the model's, its KV beside that of every token."""
+        where = f"{self.scenario.where}: engine.speculative.draft_model"
+        draft = load_model(name, where)
+        precision = resolve_precision(draft.quantization, None, self.scenario.precision.kv_cache, where)
+        cut = replace(self.sharding, expert_parallel=False)
+        beside = ledger(draft, precision, cut, gpus, self.gpu_names, replace(options, num_gpu_blocks_override=None))
+        shares = [row.weights_bytes / gpu.visible_memory_bytes for row, gpu in zip(beside.per_gpu, gpus, strict=True)]
+        left = replace(options, gpu_memory_utilization=options.gpu_memory_utilization - max(shares))
+        if options.num_gpu_blocks_override is not None:
+            return left
+        alone = ledger(self.model, self.precision, self.sharding, gpus, self.gpu_names, left)
+        share = alone.kv_bytes_per_token / (alone.kv_bytes_per_token + beside.kv_bytes_per_token)
+        return replace(left, num_gpu_blocks_override=max(int(alone.num_blocks * share), 1)) if alone.fits else left
 
     def backend(self, gpu: Gpu) -> KernelBackend:
         """Kernel durations on one kind of GPU, from the backend that the scenario names."""
@@ -227,7 +255,28 @@ class Deployment:
         if self.lock_step:
             return LockStepCost(stage, backend, group, self.preset, experts=self._expert_cost(stage), **options)
         skew = self.scenario.deployment.expert_load.skew
-        return StepCost(stage, SkewedExperts(backend, skew) if skew else backend, group, self.preset, **options)
+        plain = StepCost(stage, SkewedExperts(backend, skew) if skew else backend, group, self.preset, **options)
+        return plain if engine.speculative is None else self._speculative_cost(plain, engine.speculative, options)
+
+    def _speculative_cost(self, plain: StepCost, asked: Speculative, options: dict[str, Any]) -> SpeculativeCost:
+        """`plain` with a draft beside it."""
+        draft, share = plain, asked.draft_cost or 0.0
+        if asked.draft_model is not None:
+            draft, share = StepCost(self._draft_operators(asked.draft_model), *plain.parts, **options), 1.0
+        drafts = asked.num_speculative_tokens
+        return SpeculativeCost(plain.operators, *plain.parts, draft=draft, share=share, drafts=drafts, **options)
+
+    def _draft_operators(self, name: str) -> StageOperators:
+        """What one rank computes of the draft model, cut as the model is."""
+        where = f"{self.scenario.where}: engine.speculative.draft_model"
+        model = load_model(name, where)
+        precision = resolve_precision(model.quantization, None, self.scenario.precision.kv_cache, where)
+        sharding = Sharding(self.sharding.tensor)
+        sharding.check(model, where)
+        found = operators(model, precision, sharding)
+        if not set(reaches([found])) <= set(reaches([operators(self.model, self.precision, self.sharding)])):
+            raise InputError(where, f"got {model.name}, which has sliding windows of its own", "use a draft without")
+        return found
 
     def _slowest(self, ranks: list[str]) -> KernelBackend:
         """Kernels on the slowest of these GPUs."""

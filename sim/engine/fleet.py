@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 
 import simpy
 
 from sim.cost.pipeline import PipelineCost
+from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost
 from sim.engine.batch import SchedulerLimits
 from sim.engine.deployment import Deployment, deployments
@@ -22,6 +24,13 @@ from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
 from sim.engine.scaling import Scaling
 from sim.engine.sequence import Sequence
+from sim.engine.speculation import (
+    Acceptance,
+    HeldBlocks,
+    SpeculativePricing,
+    SpeculativeReplica,
+    SpeculativeScheduler,
+)
 from sim.engine.transfer import KvTransfer
 from sim.engine.versions import limits_for, pool_for
 from sim.engine.warm import warm_deployment
@@ -127,6 +136,8 @@ class Fleet:
                 fluid=fluid,
             )
         policy = find_policy(engine.scheduler, f"{self.scenario.where}: engine.scheduler")
+        if isinstance(cost, SpeculativeCost):
+            return self._speculative(index, cost, limits, blocks, done)
         scheduler = policy(limits, blocks, cost.windows)
         if pool.lock_step:
             pricing, group = StagePricing(cost), self._groups[id(pool)]
@@ -143,6 +154,24 @@ class Fleet:
             exit_s=exit_s,
             fluid=self.fluid,
         )
+
+    def _speculative(
+        self,
+        index: int,
+        cost: SpeculativeCost,
+        limits: SchedulerLimits,
+        blocks: BlockPool,
+        done: Callable[[Sequence, float], None],
+    ) -> Replica:
+        scenario = self.scenario
+        assert scenario.engine.speculative is not None
+        random = Random(f"speculation {scenario.workload.seed} {index}")
+        acceptance = Acceptance(scenario.engine.speculative.lengths, random)
+        pool = blocks if blocks.caching else HeldBlocks(blocks.usable_blocks, blocks.block_size)
+        scheduler = SpeculativeScheduler(limits, pool, cost.windows, acceptance, cost.drafts)
+        exit_s = self.members[index][0].preset.exit_s
+        pricing = SpeculativePricing(cost)
+        return SpeculativeReplica(self.env, index, scheduler, pricing, self.recorder, done, leaps=False, exit_s=exit_s)
 
     def _loads(self, index: int, stage: int, cost: StepCost) -> Amounts | None:
         return self.wires.amounts(index, stage, cost.operators.all_reduce_bytes_per_token)

@@ -84,6 +84,8 @@ class Recorder:
         """Preemptions by the schedule of a step."""
         self.late = Table(EVENT_COLUMNS)
         """Decodes of a step that had skipped the iteration before it."""
+        self.accepted = Table(EVENT_COLUMNS)
+        """Tokens that the decodes of a step got beyond one each (speculative decoding)."""
         self.lock_steps = Table(LOCK_STEP_COLUMNS)
         """Of ranks in lock-step: rows a step ran, its own, of all ranks, of the widest; whether as two half batches."""
         self.num_steps = 0
@@ -122,6 +124,9 @@ class Recorder:
         steps["prefills"] = per_step(chunks)
         steps["itl_tokens"] = steps["decodes"] - per_step(self.late.to_columns(), "count")
         steps["preempted"] = per_step(self.preempted.to_columns(), "count")
+        accepted = self.accepted.to_columns()
+        if len(accepted["step"]):
+            steps["extra_tokens"] = per_step(accepted, "count")
         shared = self.lock_steps.to_columns()
         if len(shared["step"]):
             steps.update((name, per_step(shared, name)) for name in LOCK_STEP_COLUMNS[1:])

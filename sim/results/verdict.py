@@ -22,6 +22,7 @@ CAUSES: dict[str, tuple[str, str]] = {
     "kv_transfer": ("KV cache on its way", "communication"),
     "pipeline_bubble": ("pipeline bubbles", "communication"),
     "lock_step": ("waiting for other ranks", "communication"),
+    "draft": ("proposing of drafts", "overhead"),
     "kernel_fixed": ("kernel fixed cost", "overhead"),
     "engine_overhead": ("engine overhead", "overhead"),
     "preemption": ("preemption", "waiting"),
@@ -48,6 +49,7 @@ _MOVES = {
     "shared_links": "links of its own for every group (rails instead of one port) end the sharing",
     "pipeline_bubble": "more users keep every stage busy; fewer stages have fewer bubbles",
     "lock_step": "smaller prompt chunks, or prefill apart, make the ranks that share experts more equal",
+    "draft": "fewer num_speculative_tokens, or a smaller draft, shorten the proposing",
     "preemption": "fewer users at a time (max_num_seqs), or more room for KV, end the recomputing",
     "queue": "room for more KV (fewer bits, more gpu_memory_utilization, more GPUs) or a replica shortens the queue",
 }

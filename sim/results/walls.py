@@ -14,6 +14,7 @@ from sim.cost.causes import CAUSES, INDEX, Causes, zeros
 from sim.cost.experts import GroupRows, LockStepCost
 from sim.cost.pipeline import PipelineCost
 from sim.cost.preset import EnginePreset
+from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost
 from sim.engine.deployment import Deployment
 from sim.engine.recorder import Columns
@@ -88,6 +89,8 @@ class Walls:
         steps = {name: column[rows] for name, column in self._steps.items()}
         durations = self.duration_s[rows]
         mixed = steps["prefills"] > 0
+        if isinstance(cost, SpeculativeCost):
+            return self._split_verified(cost, rows, steps)
         decode_only = self._causes(cost, steps, steps["decodes"], steps["decodes"], None)
         causes = decode_only.copy()
         if mixed.any():
@@ -102,6 +105,19 @@ class Walls:
         if isinstance(cost, PipelineCost):  # what is left of a passage is waiting for stages and for the host
             causes[INDEX["pipeline_bubble"]] += durations - causes.sum(axis=0)
         return causes, np.where(steps["decodes"] > 0, np.where(mixed, decode_only, causes), 0.0)
+
+    def _split_verified(self, cost: SpeculativeCost, rows: NDArray[np.int64], steps: Columns) -> tuple[Causes, Causes]:
+        """The same for steps in which decoding sequences have several tokens verified, after a draft proposed them."""
+        decodes, verified = steps["decodes"], cost.verified * steps["decodes"]
+        chunks, drafted = (self._chunk_causes(c, rows) for c in (cost, cost.draft))
+        contexts = [_context_tokens(steps, window) for window in (None, *cost.windows)]
+        none = np.zeros_like(decodes)
+        base = self._causes(cost, steps, verified, verified, None)
+        base[INDEX["draft"]] += cost.drafts_s(decodes, contexts, none, none.astype(float))
+        ends = steps["sampled"] - decodes - steps["extra_tokens"]
+        whole = self._causes(cost, steps, verified + steps["prefill_tokens"], verified + ends, chunks)
+        whole[INDEX["draft"]] += cost.drafts_s(decodes, contexts, steps["prefill_tokens"], drafted.sum(axis=0))
+        return np.where(steps["prefills"] > 0, whole, base), np.where(decodes > 0, base, 0.0)
 
     def _causes(
         self,

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 from sim.errors import nearest
 from sim.scenario.experts import BalancedExperts, ExpertLoad
 from sim.scenario.fields import NameOrPath, PositiveDuration, Section, name_or_object, refuse
+from sim.scenario.speculative import Speculative
 
 Dtype = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
 
@@ -181,9 +182,30 @@ class Engine(Section):
     """preempt: recompute the latest; swap: move it to host memory; oom: no admission gate, the first failed allocation
     ends the run."""
 
+    speculative: Speculative | None = None
+    """Speculative decoding; null: one token an iteration."""
+
+    @model_validator(mode="after")
+    def _speculation_is_possible(self) -> Self:
+        if self.speculative is None:
+            return self
+        if self.scheduler not in ("vllm", "chunked") or self.on_kv_full != "preempt":
+            raise refuse(
+                "speculative with another scheduler than vllm, or another on_kv_full than preempt", "leave one out"
+            )
+        if self.async_scheduling:
+            raise refuse(
+                "speculative with async_scheduling: true", "what is accepted decides what comes next: leave it out"
+            )
+        needed = (1 + self.speculative.num_speculative_tokens) * self.max_num_seqs
+        if needed > self.max_num_batched_tokens:
+            problem = f"max_num_batched_tokens ({self.max_num_batched_tokens}) cannot hold {needed} tokens to verify"
+            raise refuse(problem, "raise it, or lower max_num_seqs")
+        return self
+
     @model_validator(mode="after")
     def _budget_holds_a_batch(self) -> Self:
-        if self.scheduler not in ("orca", "static") and self.max_num_batched_tokens < self.max_num_seqs:
+        if self.max_num_batched_tokens < self.max_num_seqs:
             problem = f"max_num_batched_tokens ({self.max_num_batched_tokens}) is less than max_num_seqs"
             raise refuse(f"{problem} ({self.max_num_seqs})", "raise the first or lower the second, as vLLM demands")
         return self
