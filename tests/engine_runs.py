@@ -13,6 +13,7 @@ from sim.engine.batching import VllmScheduler
 from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
 from sim.engine.iteration import Pace, Phase
 from sim.engine.kv_cache import BlockPool, PrefixPool
+from sim.engine.policies.swap import HostLink, SwapScheduler
 from sim.engine.recorder import Columns, Recorder
 from sim.engine.replica import Replica
 from sim.engine.router import LeastOutstanding
@@ -77,9 +78,13 @@ def play(
     router: Any = None,
     time_limit_s: float | None = None,
     observer: Callable[[VllmScheduler, Batch, int], None] | None = None,
+    host_blocks: int | None = None,
     **limits: Any,
 ) -> Run:
-    """Plays `load` on replicas under `policy`; `limits` are fields of `SchedulerLimits`."""
+    """Plays `load` on replicas under `policy`; `limits` are fields of `SchedulerLimits`.
+
+    With `host_blocks` they preempt by swap, 2 ms a block out and 3 ms a block back, instead of `policy`.
+    """
     env = CountingEnvironment()
     cost = cost or AffineCost()
     recorder = Recorder(cost.windows)
@@ -89,13 +94,17 @@ def play(
     schedulers = []
     for index in range(replicas):
         pool = PrefixPool(blocks, block_size) if caching else BlockPool(blocks, block_size)
-        scheduler = policy(options, pool, cost.windows)
+        if host_blocks is None:
+            scheduler = policy(options, pool, cost.windows)
+        else:
+            scheduler = SwapScheduler(options, pool, cost.windows, link=HostLink(env, 2e-3, 3e-3, host_blocks))
         schedulers.append(scheduler)
-        cluster.replicas.append(
-            Replica(
-                env, index, scheduler, cost, recorder, cluster.over, leaps=granularity == "leap", observer=observer
-            )
-        )  # fmt: skip
+        replica = Replica(
+            env, index, scheduler, cost, recorder, cluster.over, leaps=granularity == "leap", observer=observer
+        )
+        cluster.replicas.append(replica)
+        if isinstance(scheduler, SwapScheduler):
+            scheduler.link.on_return = replica.nudge
     outcome = cluster.run(time_limit_s)
     gaps = recorder.gaps.to_columns()
     return Run(

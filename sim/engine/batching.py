@@ -384,7 +384,8 @@ class VllmScheduler:
         budget = self._budget - self.decodes.count
         if budget <= 0 or (not self.limits.enable_chunked_prefill and seq.known_tokens > budget):
             return self.limits.oversized_prompts_stepped_over
-        return self._blocks_short(seq, min(budget, seq.known_tokens), []) <= 0
+        cap = self.limits.long_prefill_token_threshold or budget
+        return self._blocks_short(seq, min(budget, cap, seq.known_tokens), []) <= 0
 
     def advance(self, iterations: int) -> None:
         """Moves on by iterations that are like the one just scheduled."""
