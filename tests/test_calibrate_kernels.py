@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from sim.errors import InputError
 from sim.hardware import gpu as gpu_module
 from sim.hardware.gpu import load_gpu
 from sim.studies import calibrate_kernels
-from sim.studies.calibrate_kernels import calibrate, error_rows, run, table_folder, write_fits
-from sim.studies.kernel_kinds import KERNEL_KINDS, SKEWED, KernelKind
-from sim.studies.kernel_tables import Table, read_table
+from sim.studies.calibrate_kernels import calibrate, error_rows, read_rows, run, table_folder
+from sim.studies.kernel_kinds import KERNEL_KINDS
+from sim.studies.kernel_tables import read_table
+from sim.studies.leave_one_out import LeftOut, leave_one_out
+from sim.studies.write_fits import write_fits
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "kernels"
 MEASURED = ("a100-sxm-80gb", "h100-sxm", "h200-sxm", "b200-sxm")
@@ -89,16 +90,13 @@ def test_written_constants_are_what_the_catalogue_then_loads(
     fitted = calibrate(made_up, "h100-sxm").gpu
     write_fits(fitted, folder)
     monkeypatch.setattr(gpu_module, "GPU_FOLDER", folder)
-    caches = (gpu_module.load_gpu, gpu_module._read, gpu_module._aliases)
-    for cache in caches:
-        cache.cache_clear()
+    gpu_module.forget_gpus()
     try:
         loaded = load_gpu("h100-sxm")
         again = load_gpu("h800-sxm").kernels["gemm"]["bf16"]
     finally:
         monkeypatch.undo()
-        for cache in caches:
-            cache.cache_clear()
+        gpu_module.forget_gpus()
     assert loaded.kernels["gemm"]["bf16"].constants == pytest.approx(fitted.kernels["gemm"]["bf16"].constants, rel=1e-3)
     assert loaded.kernels["moe"]["bf16"].constants == pytest.approx(fitted.kernels["moe"]["bf16"].constants, rel=1e-3)
     assert (again.fitted_on, again.error["rows"]) == ("h100-sxm", 80)
@@ -111,14 +109,6 @@ def test_a_folder_without_this_gpu_is_refused(made_up: Path) -> None:
     assert {row.gpu for row in run(made_up)} == {"h100-sxm"}
 
 
-def measured_table(kind: KernelKind, gpu: str) -> Table | None:
-    folder = table_folder(TABLES, load_gpu(gpu))
-    table = read_table(folder, kind.file, kind.where, kind.shape)
-    if table is None and kind.kind == "moe":
-        table = read_table(folder, kind.file, {**kind.where, **SKEWED}, kind.shape)
-    return table
-
-
 # what the fits must stay below on the headline rows, by kind and dtype
 GOALS = {
     ("gemm", "bf16"): 0.085,
@@ -128,7 +118,7 @@ GOALS = {
     ("prefill_attention", "bf16"): 0.09,
     ("prefill_attention", "fp8"): 0.10,
     ("decode_attention", "bf16"): 0.085,
-    ("decode_attention", "fp8"): 0.085,
+    ("decode_attention", "fp8"): 0.09,
     ("prefill_mla", "bf16"): 0.12,
     ("decode_mla", "bf16"): 0.165,
     ("moe", "bf16"): 0.165,
@@ -140,7 +130,7 @@ GOALS = {
 @pytest.mark.parametrize(("kind", "dtype"), [("gemm", "bf16"), ("decode_attention", "bf16"), ("moe", "bf16")])
 def test_the_catalogue_states_the_error_it_has(gpu: str, kind: str, dtype: str) -> None:
     spec = next(spec for spec in KERNEL_KINDS if (spec.kind, spec.dtype) == (kind, dtype))
-    table = measured_table(spec, gpu)
+    table = read_rows(spec, table_folder(TABLES, load_gpu(gpu)))
     assert table is not None
     fit = load_gpu(gpu).kernels[kind][dtype]
     headline = error_rows(spec, load_gpu(gpu), fit.constants, table)[0]
@@ -151,21 +141,50 @@ def test_the_catalogue_states_the_error_it_has(gpu: str, kind: str, dtype: str) 
 @pytest.mark.parametrize("gpu", MEASURED)
 def test_stated_errors_meet_the_goals(gpu: str) -> None:
     kernels = load_gpu(gpu).kernels
-    stated = {(kind, dtype): fit.error["mape"] for kind, fits_ in kernels.items() for dtype, fit in fits_.items()}
+    stated = {
+        (kind, dtype): fit.error["mape"] for kind, fits_ in kernels.items() for dtype, fit in fits_.items() if fit.error
+    }
     missed = {key: stated[key] for key, goal in GOALS.items() if key in stated and stated[key] > goal}
     assert missed == {}
 
 
-@pytest.mark.skipif(not TABLES.exists(), reason="no measured kernels beside the repository")
-@pytest.mark.parametrize("kind", ["gemm", "decode_attention"])
-def test_an_h200_is_foretold_by_an_h100(kind: str) -> None:
-    spec = next(spec for spec in KERNEL_KINDS if (spec.kind, spec.dtype) == (kind, "bf16"))
-    table = measured_table(spec, "h200-sxm")
+@pytest.fixture(scope="module")
+def foretold() -> list[LeftOut]:
+    if not TABLES.exists():
+        pytest.skip("no measured kernels beside the repository")
+    dense = ("gemm", "prefill_attention", "decode_attention")
+    return leave_one_out(TABLES, [kind for kind in KERNEL_KINDS if kind.kind in dense and kind.dtype == "bf16"])
+
+
+def test_a_gpu_is_foretold_by_the_others(foretold: list[LeftOut]) -> None:
+    ratios = {(row.gpu, row.kind): row.ratio for row in foretold}
+    assert len(ratios) == 12
+    assert {key for key, ratio in ratios.items() if ratio > 1.7} == set()
+    assert sum(ratio <= 1.5 for ratio in ratios.values()) >= 9
+
+
+def test_an_h200_and_an_h100_foretell_each_other(foretold: list[LeftOut]) -> None:
+    others = {"h100-sxm": "h200-sxm", "h200-sxm": "h100-sxm"}
+    hopper = [row for row in foretold if row.gpu in others]
+    assert all(row.same_software and list(row.relatives) == [others[row.gpu]] for row in hopper)
+    assert max(row.ratio for row in hopper) < 1.4
+
+
+def test_spoilt_rows_are_left_out(made_up: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    path = made_up / "h100_sxm" / "gemm" / "gemm_perf.parquet"
+    columns = parquet.read_table(path).to_pydict()
+    where = [
+        i for i in range(len(columns["m"])) if (columns["m"][i], columns["n"][i], columns["k"][i]) == (16, 512, 512)
+    ]
+    for i in where:
+        columns["latency"][i] *= 10
+    write_table(path, columns)
+    gemm = next(spec for spec in KERNEL_KINDS if (spec.kind, spec.dtype) == ("gemm", "bf16"))
+    table = read_rows(gemm, made_up / "h100_sxm")
     assert table is not None
-    gpu, relative = load_gpu("h200-sxm"), load_gpu("h100-sxm")
-    inherited = dataclasses.replace(gpu, kernels=relative.kernels)
-    own = error_rows(spec, gpu, gpu.kernels[kind]["bf16"].constants, table)[0].mape
-    assert error_rows(spec, inherited, relative.kernels[kind]["bf16"].constants, table)[0].mape < 1.5 * own
+    assert len(table["m"]) == 79
 
 
 def test_the_sample_is_the_same_every_time() -> None:

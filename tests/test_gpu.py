@@ -9,7 +9,7 @@ import pytest
 
 from sim.errors import InputError
 from sim.hardware import gpu as gpu_module
-from sim.hardware.gpu import gpu_names, load_gpu
+from sim.hardware.gpu import ALL_MEASURED, gpu_names, load_gpu, shared_kernels
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -83,25 +83,30 @@ def test_every_gpu_of_the_published_measurements_is_known() -> None:
     assert {name for name in unknown if not name.startswith(("SM90", "SM100", "80GB class"))} <= {"B300-SXM"}
 
 
-def test_a_gpu_without_measurements_names_its_relatives() -> None:
-    ada, ampere, hopper = load_gpu("l40s"), load_gpu("a100-sxm-80gb"), load_gpu("h100-sxm")
-    assert ada.fitted_on == "a100-sxm-80gb"
-    assert ada.kernels["gemm"]["bf16"].fitted_on == "a100-sxm-80gb"
-    # the A100 has no fp8, so those constants come from the next relative
-    assert ada.kernels["gemm"]["fp8"].fitted_on == "h100-sxm"
-    inherited, own = ada.kernels["gemm"]["bf16"].constants, ampere.kernels["gemm"]["bf16"].constants
-    assert inherited["memory"] == own["memory"]
-    assert inherited["launch_s"] == pytest.approx(own["launch_s"] * ampere.boost_hz / ada.boost_hz)
-    assert ada.kernels["elementwise"]["bf16"].constants == ampere.kernels["elementwise"]["bf16"].constants
+def test_a_gpu_without_measurements_takes_what_all_share() -> None:
+    ada, hopper, nvl = load_gpu("l40s"), load_gpu("h100-sxm"), load_gpu("h100-nvl")
+    assert ada.fitted_on == ada.kernels["gemm"]["bf16"].fitted_on == ALL_MEASURED
+    assert ada.kernels["gemm"]["bf16"].error == {}
+    shared = shared_kernels(hopper)["gemm"]["bf16"].constants
+    mine = ada.kernels["gemm"]["bf16"].constants
+    assert mine["memory"] == shared["memory"]
+    # fixed costs are cycles, but for the launch of an elementwise kernel
+    assert mine["launch_s"] == pytest.approx(shared["launch_s"] * hopper.boost_hz / ada.boost_hz)
+    launches = [gpu.kernels["elementwise"]["bf16"].constants["launch_s"] for gpu in (ada, load_gpu("v100-sxm-32gb"))]
+    assert launches[0] == launches[1]
+    # the same silicon in another package
+    assert nvl.fitted_on == nvl.kernels["gemm"]["bf16"].fitted_on == "h100-sxm"
+    assert nvl.kernels["gemm"]["bf16"].constants["memory"] == hopper.kernels["gemm"]["bf16"].constants["memory"]
     assert load_gpu("h20").kernels["gemm"]["bf16"].error == hopper.kernels["gemm"]["bf16"].error
 
 
 def test_one_measured_constant_overrides_an_inherited_fit() -> None:
-    amd, hopper = load_gpu("mi300x").kernels["gemm"]["bf16"], load_gpu("h100-sxm").kernels["gemm"]["bf16"]
-    assert amd.constants["compute"] == pytest.approx(668.4 / 1307.4, abs=1e-3)
-    assert amd.constants["memory"] == hopper.constants["memory"]
-    assert amd.fitted_on == "h100-sxm"
-    assert amd.error == {}
+    amd, shared = load_gpu("mi300x"), shared_kernels(load_gpu("mi300x"))["gemm"]["bf16"]
+    fit = amd.kernels["gemm"]["bf16"]
+    assert fit.constants["compute"] == pytest.approx(668.4 / 1307.4, abs=1e-3)
+    assert fit.constants["memory"] == shared.constants["memory"]
+    assert fit.fitted_on == ALL_MEASURED
+    assert fit.error == {}
 
 
 @pytest.mark.parametrize(

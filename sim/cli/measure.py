@@ -30,11 +30,18 @@ def calibrate_kernels(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of measured kernel tables.")],
     gpu: Annotated[str | None, typer.Option("--gpu", help="One GPU; all that were measured if not given.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the fitted constants into the GPU files.")] = False,
+    without: Annotated[
+        bool, typer.Option("--leave-one-out", help="Foretell each GPU's kernels from the other GPUs' instead.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Fit the kernel roofline to measured tables and print the error of each fit."""
     from sim.results.console import table
     from sim.studies.calibrate_kernels import run
+
+    if without:
+        _print_left_out(folder, json)
+        return
 
     rows = run(folder, gpu, write)
     if json:
@@ -44,6 +51,23 @@ def calibrate_kernels(
     lines = [
         [row.gpu, row.kind, row.dtype, row.rows_of, f"{row.n:,}"]
         + [f"{error:.1%}" for error in (row.mape, row.median_abs_error, row.bias, row.p90_abs_error)]
+        for row in rows
+    ]
+    print(table(header, lines))
+
+
+def _print_left_out(folder: str, json: bool) -> None:
+    from sim.results.console import table
+    from sim.studies.leave_one_out import leave_one_out
+
+    rows = leave_one_out(folder)
+    if json:
+        print_json({"left_out": [asdict(row) | {"ratio": row.ratio} for row in rows]})
+        return
+    header = ["GPU", "kernel", "dtype", "own fit", "left out", "ratio", "bias", "foretold from"]
+    lines = [
+        [row.gpu, row.kind, row.dtype, f"{row.own:.1%}", f"{row.left_out:.1%}", f"{row.ratio:.2f}", f"{row.bias:+.1%}"]
+        + [", ".join(row.relatives) + ("" if row.same_software else " (other software)")]
         for row in rows
     ]
     print(table(header, lines))

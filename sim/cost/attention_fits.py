@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from sim.cost.attention_software import attention_software, softmax_s
 from sim.cost.fits import ACTIVATION_BYTES, Constants, array, cycles_per_s, smooth_body, streaming_s
 from sim.cost.formats import kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
 
-QUERY_TILE = 128.0  # rows of queries a thread block works on (FlashAttention-2 and -3, forward)
-EXPONENTIALS_A_CYCLE = 16.0  # of the special-function units of one SM
-WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM
+UNSPLIT = 1.25  # times its share of the HBM bandwidth that one SM draws alone (A100, FlashAttention-2: 23 of 19 GB/s)
+WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM while they are transposed
 
 
 def attended_pairs(new: Floats, context: Floats, window: int | None, fill: float = 0.0) -> Floats:
@@ -27,20 +27,29 @@ def attended_pairs(new: Floats, context: Floats, window: int | None, fill: float
     return short * (context + (short + 1) / 2) + (rows - short) * (window + fill)
 
 
-def _wide(c: Constants, head_dim: Floats) -> Floats:
-    """How much slower an element is in a head beyond 128 wide, whose tiles spill."""
+def _transposed(gpu: Gpu, kv_dtype: str) -> bool:
+    return kv_dtype == "fp8" and attention_software(gpu).transposes_fp8
+
+
+def _wide(c: Constants, gpu: Gpu, head_dim: Floats, kv_dtype: str) -> Floats:
+    """How much slower an element is in a head whose tiles spill."""
+    if not _transposed(gpu, kv_dtype):
+        return np.ones_like(head_dim)
     return np.asarray(np.maximum(head_dim / WIDE_HEAD, 1.0) ** c["wide"])
 
 
 def _score_s(c: Constants, gpu: Gpu, width: Floats, kv_dtype: str) -> Floats:
-    """Seconds of one score on the whole GPU: two products of `width` elements, partly hiding an exponential.
+    """Seconds of one score on the whole GPU: two products of `width` elements, and its softmax.
 
-    An fp8 cache is multiplied in fp8 where the GPU can.
+    An fp8 cache is multiplied in fp8 where the GPU can, its values transposed at `transpose` bytes a cycle on every SM.
     """
     arithmetic = kv_dtype if kv_dtype in gpu.flops_per_s else "bf16"
+    software = attention_software(gpu)
     products_s = 4 * width / (c["compute"] * gpu.flops_per_s[arithmetic])
-    exponential_s = 1 / (c["softmax"] * EXPONENTIALS_A_CYCLE * gpu.sm_count * gpu.boost_hz)
-    return np.hypot(products_s, exponential_s)
+    if _transposed(gpu, kv_dtype):  # once for a tile of queries
+        products_s = products_s + width / (software.query_tile * c["transpose"] * cycles_per_s(gpu))
+    power = software.overlap
+    return np.asarray((products_s**power + (softmax_s(gpu) / c["softmax"]) ** power) ** (1 / power))
 
 
 def prefill_attention(
@@ -57,15 +66,16 @@ def prefill_attention(
 ) -> KernelTime:
     """Causal attention of `sequences` alike prompt chunks in one kernel; the body is proportional to their number.
 
-    A score costs 4 x head_dim FLOPs on the tensor cores and one exponential on the special-function units, at `softmax` of
-    16 a cycle and SM (CUDA programming guide, throughput of arithmetic instructions; FlashAttention-3, section 1); tiles
-    add `tile` rows and columns. Queries, keys, values and outputs pass HBM; keys and values are gathered from their pages,
-    and converted, at `kv` bytes a cycle on every SM. A tile of queries costs `block_s` of its SM to begin and end. The
-    kernel ends with its longest row of tiles, alone on its SM: `tail` of that row is paid on top.
+    A score costs 4 x head_dim FLOPs on the tensor cores and a softmax, `softmax` times as fast as an exponential after its
+    other instructions would be (both run at once where it is above 1); tiles add `tile` rows and columns. Queries, keys,
+    values and outputs pass HBM; keys and values are gathered from their pages, and converted, at `kv` bytes a cycle on every
+    SM. A tile of queries costs `block_s` of its SM to begin and end. The kernel ends with its longest row of tiles, alone on
+    its SM: `tail` of that row is paid on top. Every kernel of the chain costs `launch_s`.
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
     heads, kv_heads, head_dim = array(heads), array(kv_heads), array(head_dim)
-    score_s = _score_s(c, gpu, head_dim, kv_dtype) * _wide(c, head_dim)
+    score_s = _score_s(c, gpu, head_dim, kv_dtype) * _wide(c, gpu, head_dim, kv_dtype)
+    software = attention_software(gpu)
     compute_s = sequences * heads * attended_pairs(new, context, window, c["tile"]) * score_s
     keys = new + (context if window is None else np.minimum(context, window))
     queries_bytes = 2 * ACTIVATION_BYTES * new * heads * head_dim
@@ -73,11 +83,12 @@ def prefill_attention(
     gather_s = keys_bytes / (c["kv"] * cycles_per_s(gpu))
     memory_s = sequences * ((queries_bytes + keys_bytes) / gpu.hbm_bytes_per_s + gather_s)
     row = keys if window is None else np.minimum(keys, window)
-    tail_s = c["tail"] * QUERY_TILE * row * score_s * gpu.sm_count
+    tail_s = c["tail"] * software.query_tile * row * score_s * gpu.sm_count
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     # queries come and outputs go while a tile multiplies nothing
-    blocks_s = c["block_s"] * sequences * heads * (new / QUERY_TILE + 0.5) / gpu.sm_count
-    return KernelTime(c["launch_s"] + tail_s + np.zeros_like(compute), memory + blocks_s, compute)
+    blocks_s = c["block_s"] * sequences * heads * (new / software.query_tile + 0.5) / gpu.sm_count
+    launch_s = c["launch_s"] * software.prefill_launches
+    return KernelTime(launch_s + tail_s + np.zeros_like(compute), memory + blocks_s, compute)
 
 
 def decode_attention(
@@ -92,18 +103,23 @@ def decode_attention(
     """One query token a sequence, all query heads of a KV head together; affine in the contexts' sum.
 
     Every (sequence, KV head) is a tile that costs `tile_s` on its SM. Its keys are split over at most so many SMs that few
-    tiles cannot draw the whole HBM bandwidth: one draws `split` times an SM's share of it, or `unsplit` without grouped
-    queries (FlashAttention-2 does not split those).
+    tiles cannot draw the whole HBM bandwidth: one draws `split` times an SM's share of it, or `UNSPLIT` where it is not split.
     """
+    software = attention_software(gpu)
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
-    token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype) * _wide(c, head_dim)
-    memory_s = streaming_s(c, gpu, token_bytes) + 0 * sequences
+    token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype) * _wide(c, gpu, head_dim, kv_dtype)
+    memory_s = token_bytes / (c["memory"] * gpu.hbm_bytes_per_s) + 0 * sequences
+    if _transposed(gpu, kv_dtype):
+        transpose_s = token_bytes / 2 / (c["transpose"] * cycles_per_s(gpu))
+        memory_s = (memory_s**4 + transpose_s**4) ** 0.25
     busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
-    reach = np.where(heads == kv_heads, c["unsplit"], c["split"])
+    alone = (heads == kv_heads) & (not software.splits_ungrouped)
+    reach = np.where(alone, c.get("unsplit", UNSPLIT), c["split"])
     memory_s = np.cbrt(memory_s**3 + (token_bytes / (reach * busy * gpu.hbm_bytes_per_s)) ** 3)
     compute_s = 4 * heads * head_dim / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
-    fixed_s = c["launch_s"] + c["tile_s"] * sequences * kv_heads / gpu.sm_count
+    launches = software.decode_launches - np.where(alone, 1.0, 0.0)  # no splits to sum
+    fixed_s = c["launch_s"] * launches + c["tile_s"] * sequences * kv_heads / gpu.sm_count
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
 
 
@@ -125,7 +141,7 @@ def prefill_mla(
     heads, query_dim, v_dim = array(heads), array(query_dim), array(v_dim)
     score_s = _score_s(c, gpu, (query_dim + v_dim) / 2, "bf16")
     compute_s = sequences * heads * attended_pairs(new, context, None, c["tile"]) * score_s
-    tail_s = c["tail"] * QUERY_TILE * (new + context) * score_s * gpu.sm_count
+    tail_s = c["tail"] * attention_software(gpu).query_tile * (new + context) * score_s * gpu.sm_count
     moved = ACTIVATION_BYTES * heads * (query_dim + v_dim) * (2 * new + context)
     memory_s = sequences * moved / (c["memory"] * gpu.hbm_bytes_per_s)
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])

@@ -18,6 +18,7 @@ from sim.hardware.gpu import Gpu
 Constants = Mapping[str, float]
 ACTIVATION_BYTES = 2.0  # activations between kernels are bf16
 TILE = 128.0  # rows and columns of the usual tile of a thread block (CUTLASS, cuBLAS); half the rows for few tokens
+MMA_SYNC_FLOPS = 2048.0  # bf16, a cycle and SM (NVIDIA A100 whitepaper: 1024 fused multiply-adds)
 DEPTH_REFERENCE = 4096.0  # elements of k at which `depth_s` is quoted
 
 
@@ -51,6 +52,13 @@ def arithmetic(gpu: Gpu, dtype: str) -> str:
     """The arithmetic `dtype` runs in on `gpu`: its own where the GPU has it, else bf16 (weight-only kernels, Marlin)."""
     own = ARITHMETIC.get(dtype, "bf16")
     return own if own in gpu.flops_per_s else "bf16"
+
+
+def expert_flops_per_s(gpu: Gpu, dtype: str) -> float:
+    """The same for the grouped GEMMs of experts: Marlin, which unpacks integers, multiplies on every GPU by the instructions of
+    Ampere (mma.sync), 2048 FLOPs a cycle and SM, and not by those that reach the printed peak of later ones."""
+    peak = peak_flops_per_s(gpu, dtype)
+    return min(peak, MMA_SYNC_FLOPS * cycles_per_s(gpu)) if dtype == "int4_wo" else peak
 
 
 def streaming_s(c: Constants, gpu: Gpu, size_bytes: Floats) -> Floats:
@@ -143,7 +151,7 @@ def moe(
     activation = weight_bytes(dtype) if quantised else ACTIVATION_BYTES
     hbm = gpu.hbm_bytes_per_s
     rows = routed + c["tile"] * touched
-    compute_s = 6 * rows * hidden * intermediate / (c["compute"] * peak_flops_per_s(gpu, dtype))
+    compute_s = 6 * rows * hidden * intermediate / (c["compute"] * expert_flops_per_s(gpu, dtype))
     weights_s = streaming_s(c, gpu, 3 * touched * hidden * intermediate * weight_bytes(dtype))
     moved = routed * (hidden * (activation + ACTIVATION_BYTES) + intermediate * (3 * ACTIVATION_BYTES + activation))
     memory, compute = smooth_body(compute_s, weights_s + moved / (c["activation"] * hbm), c["overlap"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,21 +62,39 @@ def gemm_grid(roofline: Roofline, table: Table, dtype: str) -> LogGrid:
     return log_grid((table["m"], table["n"], table["k"]), values)
 
 
-def spoilt_gemms(table: Table) -> NDArray[np.bool_]:
+class Columns(Protocol):
+    """Columns of a table by name."""
+
+    def __getitem__(self, column: str, /) -> NDArray[Any]: ...
+
+
+def spoilt_gemms(table: Columns) -> NDArray[np.bool_]:
     """Rows that took more than `SPOILT` times as long as the same weights with more tokens: an engine could pad."""
-    spoilt = np.zeros(len(table), dtype=bool)
-    for rows in _by_weights(table):
+    return spoilt_rows(table, "m", ("n", "k"))
+
+
+def spoilt_rows(table: Columns, along: str, alike: Sequence[str]) -> NDArray[np.bool_]:
+    """Rows that took more than `SPOILT` times as long as one with more of `along` and the same `alike`."""
+    spoilt = np.zeros(len(table[along]), dtype=bool)
+    for rows in _by_shape(table, along, alike):
         latency_s = table["latency_s"][rows]
         later_s = np.minimum.accumulate(latency_s[::-1])[::-1]
         spoilt[rows] = latency_s > SPOILT * later_s
     return spoilt
 
 
-def _by_weights(table: Table) -> list[NDArray[np.intp]]:
+def _by_weights(table: Columns) -> list[NDArray[np.intp]]:
     """Indices of the rows of each (n, k), by ascending m."""
-    order = np.lexsort((table["m"], table["k"], table["n"]))
-    n, k = table["n"][order], table["k"][order]
-    return np.split(order, np.flatnonzero((np.diff(n) != 0) | (np.diff(k) != 0)) + 1)
+    return _by_shape(table, "m", ("n", "k"))
+
+
+def _by_shape(table: Columns, along: str, alike: Sequence[str]) -> list[NDArray[np.intp]]:
+    """Indices of the rows of each set of values of `alike`, by ascending `along`."""
+    order = np.lexsort((table[along], *(table[name] for name in alike)))
+    changes = np.zeros(len(order) - 1, dtype=bool)
+    for name in alike:
+        changes |= np.diff(table[name][order]) != 0
+    return np.split(order, np.flatnonzero(changes) + 1)
 
 
 def moe_curve(roofline: Roofline, table: Table, shape: Sequence[int], dtype: str, balanced: bool) -> tuple[Curve, bool]:

@@ -25,12 +25,12 @@ _NOTHING = (
     "block_s",
     "tile",
     "tail",
-    "wide",
     "serial",
     "whole",
     "depth_power",
+    "wide",
 )
-_FREE = ("overlap", "softmax", "split", "unsplit", "combine", "kv", "quantise")
+_FREE = ("overlap", "softmax", "split", "unsplit", "combine", "kv", "quantise", "transpose")
 IDEAL: Constants = dict.fromkeys(_FRACTIONS, 1.0) | dict.fromkeys(_NOTHING, 0.0) | dict.fromkeys(_FREE, float("inf"))
 
 _KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}

@@ -17,6 +17,10 @@ from sim.errors import InputError, nearest
 from sim.units import parse
 
 GPU_FOLDER = Path(__file__).parent / "gpus"
+SHARED_FITS = Path(__file__).parent / "shared_fits.yaml"
+"""Constants that all measured GPUs share, for those that nobody measured."""
+ALL_MEASURED = "all measured GPUs"
+"""Where a GPU's constants come from if none of its own silicon was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Gpu:
     idle_power_w: float | None
     kernels: KernelFits
     fitted_on: str
-    """The GPU whose measurements the kernel constants come from: itself, or its nearest measured relative."""
+    """Whose measurements the kernel constants come from: its own, those of the same silicon, or `ALL_MEASURED` together."""
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -98,7 +102,7 @@ class _GpuFile(BaseModel):
     link_bandwidth: _Sourced
     power: _Sourced
     idle_power: _Sourced | None = None
-    fitted_on: list[str]
+    fitted_on: str = ALL_MEASURED
     kernels: dict[str, dict[str, _FitFile]] = {}
 
 
@@ -137,7 +141,7 @@ def load_gpu(name: str) -> Gpu:
         power_w=quantity(file.power, "w", "power"),
         idle_power_w=None if file.idle_power is None else quantity(file.idle_power, "w", "idle_power"),
         kernels=_kernel_fits(file),
-        fitted_on=file.fitted_on[0],
+        fitted_on=file.fitted_on,
         sources=_sources(file),
     )
 
@@ -178,16 +182,43 @@ def _read(key: str) -> _GpuFile:
         raise InputError(f"gpus/{key}.yaml: {path}", f"got {first['input']!r}: {first['msg']}") from None
 
 
+@lru_cache(maxsize=1)
+def _read_shared() -> Mapping[str, Mapping[str, _FitFile]]:
+    import yaml
+
+    kernels = yaml.safe_load(SHARED_FITS.read_text(encoding="utf-8"))["kernels"]
+    return {kind: {dtype: _FitFile(**fit) for dtype, fit in fits.items()} for kind, fits in kernels.items()}
+
+
+def forget_gpus() -> None:
+    """Read every file of the catalogue anew when it is next asked for."""
+    for cache in (load_gpu, _read, _read_shared, _aliases):
+        cache.cache_clear()
+
+
+def shared_kernels(gpu: Gpu) -> KernelFits:
+    """The constants that all measured GPUs share, as they are on `gpu`."""
+    return _shared_fits(gpu.boost_hz)
+
+
+def _shared_fits(boost_hz: float) -> dict[str, dict[str, KernelFit]]:
+    return {
+        kind: {dtype: _fit(fit, ALL_MEASURED, boost_hz, None, f"{kind}.{dtype}") for dtype, fit in by_dtype.items()}
+        for kind, by_dtype in _read_shared().items()
+    }
+
+
 def _kernel_fits(file: _GpuFile) -> KernelFits:
-    """The constants of every relative, the nearest last so that it wins, then the file's own over them."""
-    merged: dict[str, dict[str, KernelFit]] = {}
-    relatives = [_read(key) for key in reversed(file.fitted_on) if key != file.name]
+    """The shared constants, over them those of the same silicon, over them the file's own."""
+    boost_hz = _boost_hz(file)
+    merged = _shared_fits(boost_hz)
+    relatives = [] if file.fitted_on in (file.name, ALL_MEASURED) else [_read(file.fitted_on)]
     for source in [*relatives, file]:
-        slower = _boost_hz(source) / _boost_hz(file)
+        slower = _boost_hz(source) / boost_hz
         for kind, by_dtype in source.kernels.items():
             for dtype, fit in by_dtype.items():
                 inherited = merged.get(kind, {}).get(dtype)
-                own = _fit(fit, source.name, inherited, f"{kind}.{dtype}")
+                own = _fit(fit, source.name, _boost_hz(source), inherited, f"{kind}.{dtype}")
                 merged.setdefault(kind, {})[dtype] = own if kind == "elementwise" else _in_cycles(own, slower)
     return merged
 
@@ -203,17 +234,23 @@ def _in_cycles(fit: KernelFit, slower: float) -> KernelFit:
     return KernelFit(constants, fit.fitted_on, fit.error)
 
 
-def _fit(fit: _FitFile, owner: str, inherited: KernelFit | None, where: str) -> KernelFit:
+def _fit(fit: _FitFile, owner: str, boost_hz: float, inherited: KernelFit | None, where: str) -> KernelFit:
     """One fit; a file that states only some constants of an inherited fit keeps the others."""
     constants: dict[str, float] = {}
     for name, value in (fit.model_extra or {}).items():
         if isinstance(value, str):
-            constants[f"{name}_s"] = parse(value, "s", f"gpus/{owner}.yaml: kernels.{where}.{name}")
+            constants[f"{name}_s"] = _fixed_s(value, boost_hz, f"{owner}: kernels.{where}.{name}")
         else:
             constants[name] = float(value)
     if fit.source is not None and inherited is not None:
         return KernelFit({**inherited.constants, **constants}, inherited.fitted_on, {})
     return KernelFit(constants, owner, fit.error)
+
+
+def _fixed_s(text: str, boost_hz: float, where: str) -> float:
+    """Seconds of a fixed cost, which may be given in cycles of the boost clock."""
+    number, _, unit = text.partition(" ")
+    return float(number) / boost_hz if unit == "cycles" else parse(text, "s", where)
 
 
 def _sources(file: _GpuFile) -> Mapping[str, str]:

@@ -1,11 +1,12 @@
 """Fit the constants of the roofline to measured kernels, and say how well they fit.
 
-Every fit minimises a robust loss of log(predicted / measured), so a kernel of 5 us weighs as much as one of 5 ms.
+Every fit minimises a robust loss of log(predicted / measured), so a kernel of 5 us weighs as much as one of 5 ms. GPUs are
+fitted together (`sim/studies/joint_fit.py`): each has its own constants, drawn to those that all share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,16 +15,21 @@ from numpy.typing import NDArray
 
 from sim.cost.fits import Constants
 from sim.cost.kernels import Floats
+from sim.cost.measured_corrections import spoilt_rows
 from sim.errors import InputError
-from sim.hardware.gpu import GPU_FOLDER, Gpu, KernelFit, gpu_names, load_gpu
+from sim.hardware.gpu import Gpu, KernelFit, gpu_names, load_gpu, shared_kernels
+from sim.studies.joint_fit import TO_START, JointFit, Part, fit, in_cycles
 from sim.studies.kernel_kinds import KERNEL_KINDS, SKEWED, KernelKind
 from sim.studies.kernel_tables import Table, read_table
 
-FIT_ROWS = 4000
+FIT_ROWS = 1500
 """Rows a fit looks at, drawn evenly over the table; errors are counted on all rows."""
-RIDGE = 0.1
-"""Weight of a constant's own log distance from its start beside the log errors of thousands of rows."""
 SEED = 0
+TO_CATALOGUE = 0.5
+"""Weight of the shared constants' distance from the catalogue's, where one GPU is fitted alone."""
+
+Shared = dict[str, dict[str, Constants]]
+"""Constants by kernel kind and dtype, fixed costs in cycles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class ErrorRow:
     kind: str
     dtype: str
     rows_of: str
-    """`headline` (for GEMMs n, k >= 512; prompts of more than one token) or `all`."""
+    """`headline` (for GEMMs n, k >= 512; prompts and contexts of 256 tokens or more) or `all`."""
     n: int
     mape: float
     median_abs_error: float
@@ -50,8 +56,23 @@ class Calibration:
     errors: Sequence[ErrorRow]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The rows of one kernel kind and dtype on one GPU."""
+
+    gpu: str
+    kind: KernelKind
+    table: Table
+
+    def part(self, gpu: Gpu) -> Part:
+        """What is fitted of it, with the constants that `gpu` holds from another dtype."""
+        rows = _sample(self.kind.headline(self.table))
+        held = {name: gpu.kernels[self.kind.kind][dtype].constants[name] for name, dtype in self.kind.held.items()}
+        return Part(gpu, self.kind, {name: column[rows] for name, column in self.table.items()}, held)
+
+
 def calibrate(folder: str | Path, gpu: str | Gpu) -> Calibration:
-    """Fit every kernel kind that `folder` has a table of, for one GPU.
+    """Fit every kernel kind that `folder` has a table of, for one GPU, starting from the constants that all share.
 
     Args:
         folder: tables of one GPU, or of several in folders that name them.
@@ -61,25 +82,127 @@ def calibrate(folder: str | Path, gpu: str | Gpu) -> Calibration:
         InputError: no table of this GPU is there.
     """
     fitted = load_gpu(gpu) if isinstance(gpu, str) else gpu
-    tables = table_folder(Path(folder), fitted)
-    errors: list[ErrorRow] = []
-    gemv = _elementwise(tables, fitted)
-    if gemv is not None:
-        fitted = _with_fit(fitted, "elementwise", "bf16", gemv[0], gemv[1], gemv[1])
-        errors.append(gemv[1])
-    for kind in KERNEL_KINDS:
-        table = read_table(tables, kind.file, kind.where, kind.shape)
-        if table is None and kind.kind == "moe":  # the A100's tables have no balanced routing
-            table = read_table(tables, kind.file, {**kind.where, **SKEWED}, kind.shape)
-        if table is None:
-            continue
-        constants = fit(kind, fitted, table)
-        rows = error_rows(kind, fitted, constants, table)
-        errors += rows
-        fitted = _with_fit(fitted, kind.kind, kind.dtype, constants, *rows)
-    if not errors:
-        raise InputError(str(folder), f"has no kernel tables of {fitted.name}")
-    return Calibration(fitted, errors)
+    catalogue = {
+        kind: {dtype: in_cycles(known.constants, fitted) for dtype, known in by_dtype.items()}
+        for kind, by_dtype in shared_kernels(fitted).items()
+    }
+    return calibrate_together(folder, [fitted], catalogue)[0][0]
+
+
+def calibrate_together(
+    folder: str | Path,
+    gpus: Sequence[Gpu],
+    catalogue: Mapping[str, Mapping[str, Constants]] | None = None,
+    kinds: Sequence[KernelKind] = KERNEL_KINDS,
+) -> tuple[list[Calibration], Shared]:
+    """Fit the constants of several GPUs together, and those that they share.
+
+    Args:
+        folder: their tables, in folders that name them.
+        catalogue: shared constants to stay near, fixed costs in cycles; None: fitted from scratch.
+        kinds: of kernels; what a kind holds from another dtype must be among them.
+
+    Raises:
+        InputError: no table of one of the GPUs is there.
+    """
+    tables = read_tables(folder, gpus, kinds)
+    fitted = {gpu.name: gpu for gpu in gpus}
+    errors: dict[str, list[ErrorRow]] = {gpu.name: [] for gpu in gpus}
+    shared: Shared = {}
+    launches = {}
+    for gpu in gpus:
+        gemv = _elementwise(table_folder(Path(folder), gpu), gpu)
+        if gemv is not None:
+            fitted[gpu.name] = _with_fit(gpu, "elementwise", "bf16", gemv[0], gemv[1], gemv[1])
+            errors[gpu.name].append(gemv[1])
+            launches[gpu.name] = gemv[0]
+    for measured in tables:
+        kind, dtype = measured[0].kind.kind, measured[0].kind.dtype
+        found = fit_group(measured, fitted, catalogue)
+        # of several kinds of software the first stands for all: what most GPUs run
+        shared.setdefault(kind, {}).setdefault(dtype, shared_constants(found, measured, shared))
+        for one in measured:
+            constants = found.own[one.gpu]
+            rows = error_rows(one.kind, fitted[one.gpu], constants, one.table)
+            errors[one.gpu] += rows
+            fitted[one.gpu] = _with_fit(fitted[one.gpu], kind, dtype, constants, *rows)
+    if launches:
+        shared["elementwise"] = {"bf16": _mean(launches.values())}
+    for name, rows in errors.items():
+        if not rows:
+            raise InputError(str(folder), f"has no kernel tables of {name}")
+    return [Calibration(fitted[gpu.name], errors[gpu.name]) for gpu in gpus], shared
+
+
+def fit_group(
+    measured: Sequence[Measured], fitted: Mapping[str, Gpu], catalogue: Mapping[str, Mapping[str, Constants]] | None
+) -> JointFit:
+    """The constants of one kernel kind and dtype, shared and of each GPU, without those its own rows say nothing of."""
+    start: dict[str, float] = {}
+    for one in measured:
+        start |= one.kind.start
+    held = {name for one in measured for name in one.kind.held}
+    known = (catalogue or {}).get(measured[0].kind.kind, {}).get(measured[0].kind.dtype)
+    start = {name: known.get(name, value) if known else value for name, value in start.items() if name not in held}
+    found = fit([one.part(fitted[one.gpu]) for one in measured], start, TO_CATALOGUE if known else TO_START)
+    own = {one.gpu: _only(found.own[one.gpu], {*one.kind.start, *one.kind.held}) for one in measured}
+    return JointFit(own, found.shared)
+
+
+def shared_constants(found: JointFit, measured: Sequence[Measured], shared: Shared) -> Constants:
+    """The shared constants of a fit, with those it holds from another dtype, without what only some test benches have."""
+    kind = measured[0].kind
+    held = {name: shared[kind.kind][dtype][name] for name, dtype in kind.held.items()}
+    everywhere = set.intersection(*({*one.kind.start} for one in measured))
+    return {**_only(found.shared, everywhere), **held}
+
+
+def _only(constants: Constants, names: set[str]) -> Constants:
+    return {name: value for name, value in constants.items() if name in names}
+
+
+def _mean(fits: Iterable[Constants]) -> Constants:
+    """The geometric mean of each constant."""
+    listed = list(fits)
+    return {name: float(np.exp(np.mean([np.log(one[name]) for one in listed]))) for name in listed[0]}
+
+
+def read_tables(
+    folder: str | Path, gpus: Sequence[Gpu], kinds: Sequence[KernelKind] = KERNEL_KINDS
+) -> list[list[Measured]]:
+    """What was measured, in the order of fitting: a group for each kernel kind, dtype and software, one entry a GPU."""
+    found: dict[tuple[str, str, str], list[Measured]] = {}
+    folders = {gpu.name: table_folder(Path(folder), gpu) for gpu in gpus}
+    for kind in kinds:
+        for name, tables in folders.items():
+            alike = [group for key, group in found.items() if key[:2] == (kind.kind, kind.dtype)]
+            if any(one.gpu == name for group in alike for one in group):
+                continue
+            table = read_rows(kind, tables)
+            if table is not None:
+                group = found.setdefault((kind.kind, kind.dtype, software(kind, table)), [])
+                group.append(Measured(name, kind, table))
+    return list(found.values())
+
+
+def read_rows(kind: KernelKind, tables: Path) -> Table | None:
+    """The rows of one kernel kind in the folder of one GPU's tables, without spoilt ones; None where there are none."""
+    table = read_table(tables, kind.file, kind.where, kind.shape)
+    if table is None and kind.kind == "moe":  # the A100's tables have no balanced routing
+        table = read_table(tables, kind.file, {**kind.where, **SKEWED}, kind.shape)
+    if table is None or not kind.along:
+        return table
+    sound = ~spoilt_rows(table, kind.along, [name for name in kind.shape if name != kind.along])
+    return {column: values[sound] for column, values in table.items()}
+
+
+def software(kind: KernelKind, table: Table) -> str:
+    """What distinguishes the kernels of one kind: for experts the library of most rows, for the others the table's file."""
+    if kind.kind != "moe" or "kernel_source" not in table:
+        return kind.file
+    names, counts = np.unique(table["kernel_source"], return_counts=True)
+    most = str(names[np.argmax(counts)])
+    return next((library for library in ("trtllm", "cutlass", "marlin") if library in most), "triton")
 
 
 def table_folder(folder: Path, gpu: Gpu) -> Path:
@@ -105,53 +228,6 @@ def measured_gpus(folder: str | Path) -> list[str]:
             continue
         names.append(name)
     return names
-
-
-def fit(kind: KernelKind, gpu: Gpu, table: Table) -> Constants:
-    """The constants that minimise the log error on the headline rows of `table`."""
-    from scipy.optimize import least_squares
-
-    held = {name: gpu.kernels[kind.kind][dtype].constants[name] for name, dtype in kind.held.items()}
-    held |= {name: kind.start[name] for name in kind.unseen}
-    free = [name for name in kind.start if name not in held]
-    rows = _sample(kind.headline(table))
-    subset = {name: column[rows] for name, column in table.items()}
-    measured = np.log(subset["latency_s"])
-
-    def residuals(logs: NDArray[np.float64]) -> Floats:
-        constants = {**held, **dict(zip(free, np.exp(logs), strict=True))}
-        errors = np.log(kind.predict(constants, gpu, subset)) - measured
-        # a constant that no row depends on stays where it started
-        return np.concatenate([errors, RIDGE * (logs - start)])
-
-    start = np.log([kind.start[name] for name in free])
-    bounds = np.array([_bounds(name) for name in free]).T
-    result = least_squares(residuals, start, bounds=np.log(bounds), loss="soft_l1", f_scale=0.1, max_nfev=400)
-    return {**held, **{name: float(value) for name, value in zip(free, np.exp(result.x), strict=True)}}
-
-
-_BOUNDS: Mapping[str, tuple[float, float]] = {
-    "whole": (1e-3, 1.0),
-    "launch_s": (1e-6, 1e-2),  # no kernel in a CUDA graph is measured below 1.8 us, and the pipeline is part of that
-    "overlap": (0.7, 16.0),
-    "depth_power": (0.3, 1.2),
-    "serial": (1e-3, 3.0),
-    "softmax": (0.05, 4.0),
-    "combine": (0.1, 100.0),
-    "kv": (0.1, 100.0),
-    "stream": (0.1, 100.0),
-    "quantise": (0.1, 100.0),
-    "split": (0.1, 1e3),
-    "unsplit": (0.1, 1e3),
-    "tile": (1e-3, 1e3),
-    "tail": (1e-3, 1e3),
-    "wide": (1e-3, 10.0),
-}
-
-
-def _bounds(name: str) -> tuple[float, float]:
-    """What a constant may be; a time is 1 ns to 10 ms, a fraction of a peak stays below it."""
-    return _BOUNDS.get(name, (1e-9, 1e-2) if name.endswith("_s") else (1e-2, 1.0))
 
 
 def _sample(headline: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -205,43 +281,23 @@ def _with_fit(gpu: Gpu, kind: str, dtype: str, constants: Constants, headline: E
     return replace(gpu, kernels=kernels)
 
 
-def write_fits(gpu: Gpu, folder: Path = GPU_FOLDER) -> Path:
-    """Write the constants fitted on `gpu` itself into its catalogue file, with the error beside each; what stood there before
-    under `kernels` is replaced."""
-    path = folder / f"{gpu.name}.yaml"
-    head = path.read_text(encoding="utf-8").split("\nkernels:")[0].rstrip()
-    lines = ["kernels:"]
-    for kind, by_dtype in gpu.kernels.items():
-        own = {dtype: fit_ for dtype, fit_ in by_dtype.items() if fit_.fitted_on == gpu.name}
-        if own:
-            lines.append(f"  {kind}:")
-        for dtype, fit_ in own.items():
-            parts = [_constant_text(name, value) for name, value in fit_.constants.items()]
-            error = ", ".join(f"{name}: {round(value, 4):g}" for name, value in fit_.error.items())
-            lines.append(f"    {dtype}: {{{', '.join([*parts, f'error: {{{error}}}'])}}}")
-    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
-    load_gpu.cache_clear()
-    return path
-
-
-def _constant_text(name: str, value: float) -> str:
-    if name.endswith("_s"):
-        return f"{name[:-2]}: {value / 1e-6:.4g} us"
-    return f"{name}: {value:.4g}"
-
-
 def run(folder: str | Path, gpu: str | None = None, write: bool = False) -> list[ErrorRow]:
-    """Calibrate one GPU, or all that `folder` has tables of, and return the error table.
+    """Calibrate one GPU, or together all that `folder` has tables of, and return the error table.
 
     Args:
         folder: of measured tables.
         gpu: a catalogue name; None for all.
-        write: put the fitted constants into the catalogue files.
+        write: put the fitted constants into the catalogue files; the shared ones too where all are fitted.
     """
-    errors: list[ErrorRow] = []
-    for name in [gpu] if gpu is not None else measured_gpus(folder):
-        calibration = calibrate(folder, name)
-        errors += calibration.errors
+    from sim.studies.write_fits import write_fits, write_shared
+
+    if gpu is not None:
+        found = [calibrate(folder, gpu)]
+    else:
+        found, shared = calibrate_together(folder, [load_gpu(name) for name in measured_gpus(folder)])
         if write:
+            write_shared(shared)
+    if write:
+        for calibration in found:
             write_fits(calibration.gpu)
-    return errors
+    return [row for calibration in found for row in calibration.errors]

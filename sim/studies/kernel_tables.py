@@ -33,18 +33,15 @@ def read_table(folder: Path, file: str, where: Mapping[str, str | int], shape: S
         return None
     import pyarrow.parquet as parquet
 
-    raw = parquet.read_table(path)
-    columns = {name: np.asarray(raw[name].to_pylist()) for name in raw.column_names}
-    missing = [name for name in [*shape, "latency"] if name not in columns]
+    names = parquet.read_schema(path).names
+    missing = [name for name in [*shape, "latency"] if name not in names]
     if missing:
         raise InputError(str(path), f"lacks the columns {', '.join(missing)}")
-    keep = np.ones(raw.num_rows, dtype=bool)
-    for name, value in where.items():
-        if name in columns:
-            keep &= columns[name] == value
-    if not keep.any():
+    filters = [(name, "==", value) for name, value in where.items() if name in names]
+    raw = parquet.read_table(path, filters=filters or None)
+    if not raw.num_rows:
         return None
-    return _fastest({name: column[keep] for name, column in columns.items()}, shape)
+    return _fastest({name: raw[name].to_numpy() for name in names}, shape)
 
 
 def _fastest(columns: Table, shape: Sequence[str]) -> Table:

@@ -1,0 +1,58 @@
+"""Which attention kernels serve on a GPU, as far as their structure shows in their time.
+
+vLLM (its choice of attention backends by compute capability, 0.14 to 0.24) runs FlashAttention-3 on Hopper, the kernels of
+TensorRT-LLM through FlashInfer on data-centre Blackwell, and FlashAttention-2 elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sim.hardware.gpu import Gpu
+
+
+class AttentionSoftware(NamedTuple):
+    """What differs between generations of attention kernels beyond how well they do."""
+
+    prefill_launches: int
+    """Kernels that follow each other in a prefill attention: cache write, (work list of tiles), attention."""
+    decode_launches: int
+    """The same where the keys of a sequence are split: cache write, (work list), attention, (sum of the splits)."""
+    query_tile: float
+    """Rows of queries that a thread block works on."""
+    overlap: float
+    """How the tensor cores' time and the softmax's combine: 1 one after the other, 2 partly at the same time."""
+    splits_ungrouped: bool
+    """Keys are split over thread blocks too where every query head has a KV head of its own."""
+    transposes_fp8: bool
+    """Values in fp8 are transposed on the way to the tensor cores, which take them in one layout only, through registers that
+    a head of more than 128 elements overflows."""
+
+
+FLASH_ATTENTION_2 = AttentionSoftware(2, 3, 128.0, 1.0, False, False)
+"""Its products wait for its softmax; splits keys in grouped decoding only (FlashAttention-2; set_params_splitkv)."""
+FLASH_ATTENTION_3 = AttentionSoftware(3, 3, 128.0, 2.0, True, True)
+"""Two warp groups take turns, one multiplying, one in its softmax (FlashAttention-3, sections 3.1 and 3.3)."""
+TRTLLM_GEN = AttentionSoftware(3, 2, 256.0, 2.0, True, False)
+"""Two tiles of 128 rows take turns; the last thread block of a sequence sums the splits. The launches are those that its
+fixed cost shows beside the others' (tables of aiconfigurator)."""
+
+FP32_LANES = {70: 64.0, 75: 64.0, 80: 64.0}
+"""FP32 results a cycle and SM where that is not 128 (CUDA C++ programming guide, throughput of arithmetic instructions)."""
+EXPONENTIALS_A_CYCLE = 16.0
+"""Of the special-function units of one SM (same table)."""
+SOFTMAX_INSTRUCTIONS = 6.0
+"""FP32 instructions of one score beside its exponential: scale and shift, maximum, sum, conversion, rescaling."""
+
+
+def attention_software(gpu: Gpu) -> AttentionSoftware:
+    """The kernels that vLLM runs on `gpu`."""
+    if gpu.sm_version == 90:
+        return FLASH_ATTENTION_3
+    return TRTLLM_GEN if 100 <= gpu.sm_version < 110 else FLASH_ATTENTION_2
+
+
+def softmax_s(gpu: Gpu) -> float:
+    """Seconds of one score's softmax on the whole GPU, with all units busy."""
+    cycles = 1 / EXPONENTIALS_A_CYCLE + SOFTMAX_INSTRUCTIONS / FP32_LANES.get(gpu.sm_version, 128.0)
+    return cycles / (gpu.sm_count * gpu.boost_hz)

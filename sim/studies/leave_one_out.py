@@ -1,0 +1,99 @@
+"""How well the other GPUs' constants foretell one GPU's kernels: each is left out of the fit in turn.
+
+What is foretold with is what an unmeasured GPU gets: the constants of the same silicon (compute capability) where some is
+left, else those that the rest share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sim.cost.fits import Constants
+from sim.hardware.gpu import Gpu, load_gpu
+from sim.studies.calibrate_kernels import (
+    Measured,
+    calibrate_together,
+    error_rows,
+    fit_group,
+    measured_gpus,
+    read_tables,
+    shared_constants,
+)
+from sim.studies.joint_fit import in_cycles, in_seconds
+from sim.studies.kernel_kinds import KERNEL_KINDS, KernelKind
+
+BENCH = ("host_s", "warm_l2", "warm_time")
+"""Constants of a test bench, which no relative can foretell and no engine pays."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Mean absolute errors on the headline rows of one GPU's kernels."""
+
+    gpu: str
+    kind: str
+    dtype: str
+    own: float
+    """Of its own fit."""
+    left_out: float
+    """Of the constants that the other GPUs have without it."""
+    bias: float
+    """Mean of (predicted - measured) / measured, left out."""
+    relatives: Sequence[str]
+    same_software: bool
+    """Some of the others ran the same kernels; False: other software served them, which says little of this one's."""
+
+    @property
+    def ratio(self) -> float:
+        return self.left_out / self.own
+
+
+def leave_one_out(folder: str | Path, kinds: Sequence[KernelKind] = KERNEL_KINDS) -> list[LeftOut]:
+    """A row for every GPU, kernel kind and dtype that `folder` has tables of and another GPU too.
+
+    Args:
+        folder: of measured tables, one folder a GPU.
+        kinds: of kernels; what a kind holds from another dtype must be among them.
+    """
+    gpus = [load_gpu(name) for name in measured_gpus(folder)]
+    calibrations, shared = calibrate_together(folder, gpus, kinds=kinds)
+    fitted = {calibration.gpu.name: calibration.gpu for calibration in calibrations}
+    groups = read_tables(folder, gpus, kinds)
+    rows = []
+    for group in groups:
+        key = (group[0].kind.kind, group[0].kind.dtype)
+        others = [other for other in groups if other is not group and (other[0].kind.kind, other[0].kind.dtype) == key]
+        for one in group:
+            rest = [other for other in group if other.gpu != one.gpu]
+            relatives = rest or (others[0] if others else [])
+            if relatives:
+                rows.append(_left_out(one, relatives, fitted, shared, same_software=bool(rest)))
+    return rows
+
+
+def _left_out(
+    one: Measured,
+    relatives: Sequence[Measured],
+    fitted: Mapping[str, Gpu],
+    shared: dict[str, dict[str, Constants]],
+    same_software: bool,
+) -> LeftOut:
+    gpu = fitted[one.gpu]
+    found = fit_group(relatives, fitted, None)
+    kin = [fitted[other.gpu] for other in relatives if fitted[other.gpu].sm_version == gpu.sm_version]
+    foreign = in_cycles(found.own[kin[0].name], kin[0]) if kin else shared_constants(found, relatives, shared)
+    own = gpu.kernels[one.kind.kind][one.kind.dtype].constants
+    bench = {name: own[name] for name in BENCH if name in own}
+    predicted = error_rows(one.kind, gpu, {**in_seconds(foreign, gpu), **bench}, one.table)[0]
+    return LeftOut(
+        one.gpu,
+        one.kind.kind,
+        one.kind.dtype,
+        error_rows(one.kind, gpu, own, one.table)[0].mape,
+        predicted.mape,
+        predicted.bias,
+        [gpu.name for gpu in kin[:1]] or [other.gpu for other in relatives],
+        same_software,
+    )
