@@ -118,7 +118,7 @@ def load_gpu(name: str) -> Gpu:
     Raises:
         InputError: no GPU of the catalogue is called so, or its file is wrong.
     """
-    key = _resolve(name)
+    key = gpu_name(name)
     file = _read(key)
     where = f"gpus/{key}.yaml"
 
@@ -160,14 +160,22 @@ def _aliases() -> Mapping[str, str]:
     return names
 
 
-def _resolve(name: str) -> str:
+def gpu_name(name: str, where: str = "gpu") -> str:
+    """The catalogue's name of the GPU that is called `name`.
+
+    Args:
+        where: file and key path that names it, for the error message.
+
+    Raises:
+        InputError: no GPU of the catalogue is called so.
+    """
     aliases = _aliases()
     # remarks such as "(DGX)", "(4x)" or "+ CX7 IB" say nothing of the GPU itself, unless an alias says otherwise
     bare = re.sub(r"\(.*?\)|\+.*$", "", name)
     for text in (name, bare):
         if _normal(text) in aliases:
             return aliases[_normal(text)]
-    raise InputError("gpu", f"got '{name}', which is not in the catalogue", nearest(bare.strip().lower(), gpu_names()))
+    raise InputError(where, f"got '{name}', which is not in the catalogue", nearest(bare.strip().lower(), gpu_names()))
 
 
 @lru_cache(maxsize=64)
