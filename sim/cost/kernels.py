@@ -86,7 +86,14 @@ class KernelBackend(Protocol):
         ...
 
     def moe(
-        self, tokens: Floats | float, hidden: int, intermediate: int, experts: int, local_experts: int, top_k: int, dtype: str
+        self,
+        tokens: Floats | float,
+        hidden: int,
+        intermediate: int,
+        experts: int,
+        local_experts: int,
+        top_k: int,
+        dtype: str,
     ) -> KernelTime:
         """Grouped GEMMs (gate+up, down) of the routed experts of one layer on this rank.
 

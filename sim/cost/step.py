@@ -216,7 +216,7 @@ class StepCost:
         count = self.operators.all_reduces
         if self._collectives is None or not count:
             return 0, 0.0, 0.0
-        rows = padded(np.array([tokens]), self.preset.graph_sizes)
+        rows = padded(np.array([tokens]), self.preset.graph_sizes).astype(np.float64)
         latency_s, bandwidth_s = self._collectives.times("all_reduce", self.operators.all_reduce_bytes_per_token * rows)
         return count, float(latency_s[0]), float(bandwidth_s[0])
 
