@@ -198,3 +198,33 @@ def test_options_that_a_policy_cannot_honour_are_refused() -> None:
     ]:
         with pytest.raises(InputError, match=problem):
             scenario(**options)
+
+
+def test_a_victim_goes_to_the_host_and_comes_back_while_the_others_decode() -> None:
+    # Blocks of 1 token: at 12 ms both hold 7 of the 15, and only one of them gets another. The other's 7 blocks take 14 ms
+    # out and 21 ms back, although the first request ends, and leaves room, before they are out.
+    rows = [(0.0, 5, 6), (0.0, 5, 6)]
+    cost = AffineCost(0.004, 0.0, 0.0, 0.0)
+    swap = play(workload(rows), cost=cost, blocks=15, block_size=1, host_blocks=100, **LONGEST)
+    assert swap.requests["preemptions"].tolist() == [0, 1]
+    assert swap.requests["generated_tokens"].tolist() == [6, 6]
+    back_s = 0.012 + 7 * (2e-3 + 3e-3)
+    assert times(swap, "finish_s") == [0.024, round(back_s + 3 * 0.004, 6)]
+    assert swap.steps["prefills"].sum() == 2  # nothing is computed again
+    recompute = play(workload(rows), cost=cost, blocks=15, block_size=1, host_blocks=0, **LONGEST)
+    assert recompute.steps["prefills"].sum() == 3
+    assert swap.free_blocks == recompute.free_blocks == [15]
+
+
+def test_swapping_in_a_scenario_uses_the_pcie_edges_of_the_topology() -> None:
+    base = scenario(num_gpu_blocks_override=60, max_num_seqs=32)
+    swap, recompute = simulate(base.with_overrides({"engine.on_kv_full": "swap"})), simulate(base)
+    for result in (swap, recompute):
+        assert result.status == "done"
+        assert [check for check in result.self_checks if not check["held"]] == []
+        assert result.preemptions > 0
+    assert swap.steps["prefill_tokens"].sum() < recompute.steps["prefill_tokens"].sum()
+    nothing = simulate(base.with_overrides({"engine.on_kv_full": "swap", "engine.swap_space": 0}))
+    assert nothing.requests["finish_s"].tolist() == recompute.requests["finish_s"].tolist()
+    with pytest.raises(InputError, match="on_kv_full swap with scheduler static"):
+        scenario(scheduler="static", on_kv_full="swap")

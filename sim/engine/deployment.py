@@ -94,6 +94,12 @@ class Deployment:
         )
         sharding.check(model, f"{where}: deployment")
         apart = sharding.pipeline > 1 or (sharding.expert_parallel and sharding.data > 1) or role != "both"
+        if scenario.engine.on_kv_full == "swap" and apart:
+            raise InputError(
+                f"{where}: engine.on_kv_full",
+                "got swap with pipeline stages, replicas in lock-step, or prefill and decode apart",
+                "use preempt, or plain replicas",
+            )
         if scenario.engine.speculative is not None and apart:
             raise InputError(
                 f"{where}: engine.speculative",

@@ -19,6 +19,7 @@ from sim.engine.lanes import lanes
 from sim.engine.lock_step import LockStepGroup, LockStepPricing, LockStepRank
 from sim.engine.pipeline import PipelineReplica
 from sim.engine.policies import find_policy
+from sim.engine.policies.swap import SwapScheduler, host_link
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
@@ -138,6 +139,8 @@ class Fleet:
         policy = find_policy(engine.scheduler, f"{self.scenario.where}: engine.scheduler")
         if isinstance(cost, SpeculativeCost):
             return self._speculative(index, cost, limits, blocks, done)
+        if engine.on_kv_full == "swap":
+            return self._swapping(index, cost, limits, blocks, done)
         scheduler = policy(limits, blocks, cost.windows)
         if pool.lock_step:
             pricing, group = StagePricing(cost), self._groups[id(pool)]
@@ -154,6 +157,31 @@ class Fleet:
             exit_s=exit_s,
             fluid=self.fluid,
         )
+
+    def _swapping(
+        self,
+        index: int,
+        cost: StepCost,
+        limits: SchedulerLimits,
+        blocks: BlockPool,
+        done: Callable[[Sequence, float], None],
+    ) -> Replica:
+        """A replica that preempts by swap."""
+        (pool, place), scenario = self.members[index], self.scenario
+        ranks = {gpu for stage in pool.placement[place] for gpu in stage}
+        rows = [row for row in self.memories[self.pools.index(pool)].per_gpu if row.gpu in ranks]
+        block_bytes = {row.gpu: row.kv_bytes_per_token * scenario.engine.block_size for row in rows}
+        link = host_link(self.env, pool.topology, block_bytes, scenario.engine.swap_space_bytes)
+        scheduler = SwapScheduler(limits, blocks, cost.windows, link=link)
+        pricing, leaps = StagePricing(cost, self._loads(index, 0, cost)), scenario.granularity == "leap"
+        layered = scenario.granularity == "layer" or index in self.wires.sharing
+        exit_s, fluid = pool.preset.exit_s, self.fluid
+        replica = Replica(
+            self.env, index, scheduler, pricing, self.recorder, done,
+            leaps=leaps, layered=layered, exit_s=exit_s, fluid=fluid,
+        )  # fmt: skip
+        link.on_return = replica.nudge
+        return replica
 
     def _speculative(
         self,

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 
 from sim.errors import nearest
 from sim.scenario.experts import BalancedExperts, ExpertLoad
-from sim.scenario.fields import NameOrPath, PositiveDuration, Section, name_or_object, refuse
+from sim.scenario.fields import Bytes, NameOrPath, PositiveDuration, Section, name_or_object, refuse
 from sim.scenario.speculative import Speculative
 
 Dtype = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
@@ -182,6 +182,8 @@ class Engine(Section):
     """preempt: recompute the latest; swap: move it to host memory; oom: no admission gate, the first failed allocation
     ends the run."""
 
+    swap_space_bytes: Bytes = Field(default=4 * 2.0**30, alias="swap_space", json_schema_extra={"default": "4 GiB"})
+    """Host memory for the KV blocks of each GPU, under on_kv_full: swap; beyond it, requests are recomputed."""
     speculative: Speculative | None = None
     """Speculative decoding; null: one token an iteration."""
 
@@ -201,6 +203,12 @@ class Engine(Section):
         if needed > self.max_num_batched_tokens:
             problem = f"max_num_batched_tokens ({self.max_num_batched_tokens}) cannot hold {needed} tokens to verify"
             raise refuse(problem, "raise it, or lower max_num_seqs")
+        return self
+
+    @model_validator(mode="after")
+    def _can_swap(self) -> Self:
+        if self.on_kv_full == "swap" and self.scheduler not in ("vllm", "chunked"):
+            raise refuse(f"on_kv_full swap with scheduler {self.scheduler}", "use vllm, or on_kv_full: preempt")
         return self
 
     @model_validator(mode="after")

@@ -69,6 +69,28 @@ PositiveDuration = Annotated[
 """Seconds, written with a unit; more than zero."""
 
 
+def _bytes(value: object) -> float:
+    try:
+        size_bytes = units.parse(value, "bytes")
+    except InputError as error:
+        raise refuse(error.problem, error.hint) from None
+    if size_bytes < 0:
+        raise refuse(f"got {value!r}; a size is zero or more")
+    return size_bytes
+
+
+Bytes = Annotated[
+    float,
+    BeforeValidator(_bytes),
+    PlainSerializer(lambda size_bytes: f"{size_bytes!r} B".replace(".0 B", " B")),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": r"^\s*[0-9.eE_+-]+\s*[kKMGTP]?i?B\s*$"}, {"const": 0}],
+         "examples": ["4 GiB", "64 GB"]}
+    ),
+]  # fmt: skip
+"""Bytes, written with a unit; zero allowed."""
+
+
 def looks_like_path(text: str) -> bool:
     """Whether `text` names a file or a folder, not a catalogue entry: it holds a separator or ends like a file."""
     return "/" in text or "\\" in text or Path(text).suffix.lower() in {".json", ".yaml", ".yml"}

@@ -6,7 +6,7 @@ vLLM's V0 had it (`--swap-space`, `PreemptionMode.SWAP`); V1 only recomputes.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import simpy
 from simpy.events import Event
@@ -15,6 +15,7 @@ from sim.engine.batch import Batch, SchedulerLimits
 from sim.engine.batching import VllmScheduler
 from sim.engine.kv_cache import BlockPool
 from sim.engine.sequence import DECODING, WAITING, Sequence
+from sim.hardware.topology import Topology
 
 
 class HostLink:
@@ -149,6 +150,27 @@ class SwapScheduler(VllmScheduler):
 
     def _may_enter(self, seq: Sequence) -> bool:
         return not self._swapped and not self._returning and super()._may_enter(seq)
+
+
+def host_link(
+    env: simpy.Environment, topology: Topology, block_bytes: Mapping[str, float], swap_space_bytes: float
+) -> HostLink:
+    """The host link of the replica whose ranks hold `block_bytes` of a KV block each, by GPU name.
+
+    All ranks copy at the same time; those behind one PCIe switch share its way up. Links of other replicas are not
+    loaded. `swap_space_bytes` is host memory for each GPU.
+
+    Raises:
+        InputError: a GPU's node has no host memory.
+    """
+    out: dict[tuple[str, str], float] = {}
+    for gpu, size_bytes in block_bytes.items():
+        for a, b in topology.host_path(gpu):
+            out[a, b] = out.get((a, b), 0.0) + size_bytes
+    edges = topology.graph.edges
+    out_s = max(load / edges[a, b]["bandwidth_bytes_per_s"] for (a, b), load in out.items())
+    back_s = max(load / edges[b, a]["bandwidth_bytes_per_s"] for (a, b), load in out.items())
+    return HostLink(env, out_s, back_s, int(swap_space_bytes // max(block_bytes.values())))
 
 
 def _nobody() -> None:
