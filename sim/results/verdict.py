@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim import units
 from sim.results.metrics import FINISHED, in_system, segment_s
@@ -62,8 +63,9 @@ def label(cause: str) -> str:
 def load_state(result: Result) -> str:
     """closed | stable | backlogged | overloaded.
 
-    An open loop is overloaded if its queue still grows when the last requests arrive; backlogged if a queue stood but
-    did not grow on (or everything came at once); stable otherwise.
+    An open loop is overloaded if its queue has stood since the first half of the arrivals and grows by more than chance;
+    backlogged if a queue stands that does not grow on (or everything came at once): most requests find others waiting, and
+    waiting is a good part of their time. It is stable otherwise, however many wait now and then.
     """
     if result.concurrency is not None:
         return "closed"
@@ -71,15 +73,29 @@ def load_state(result: Result) -> str:
     scheduled = np.sort(result.requests["scheduled_s"])
     scheduled = scheduled[~np.isnan(scheduled)]
     count = len(arrival)
-    waiting = np.arange(1, count + 1) - np.searchsorted(scheduled, arrival, side="right")
+    found = np.arange(count) - np.searchsorted(scheduled, arrival, side="right")  # others that wait as one arrives
     if count < 4 or arrival[-1] == arrival[0]:
-        return "backlogged" if count and (waiting > 1).any() else "stable"
-    quarters = [float(part.mean()) for part in np.array_split(waiting, 4)]
-    # two in a hundred left waiting at the end is a queue, not the noise of random arrivals
-    if quarters[3] >= max(4.0, 0.02 * count) and quarters[3] > 1.2 * quarters[2] and quarters[2] > quarters[1]:
+        return "backlogged" if count and (found > 0).any() else "stable"
+    if _grows(found):
         return "overloaded"
     queue, whole = result.summary["mean_queue_time_ms"], result.summary["mean_e2el_ms"]
-    return "backlogged" if queue is not None and queue > 0.25 * whole else "stable"
+    waits = queue is not None and queue > 0.25 * whole
+    return "backlogged" if waits and (found > 0).mean() > 0.75 else "stable"
+
+
+def _grows(waiting: NDArray[np.int64]) -> bool:
+    """Whether a queue, seen at every arrival, grows on.
+
+    A load just below what the engine can serve wanders too, so growth since the queue was last empty is held against its own
+    noise: the changes over stretches of equally many arrivals, whose mean must be twice its standard error.
+    """
+    empty = np.flatnonzero(waiting <= 0)
+    since = waiting[empty[-1] if len(empty) else 0 :]
+    stretches = min(20, len(since) // 5)
+    if len(since) < len(waiting) / 2 or stretches < 2 or since[-1] - since[0] < 4:
+        return False
+    changes = np.diff(since[np.linspace(0, len(since) - 1, stretches + 1).astype(np.int64)])
+    return bool(changes.mean() > 2 * changes.std(ddof=1) / np.sqrt(stretches))
 
 
 def mean_over_time(result: Result, column: str) -> float:
