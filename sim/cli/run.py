@@ -38,6 +38,10 @@ ExecutorOption = Annotated[
     str | None, typer.Option("--executor", metavar="WHERE", help="local, or dask://HOST:PORT of a running scheduler.")
 ]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Take over what is finished in the results folder.")]
+Shards = Annotated[
+    int | None,
+    typer.Option("--shards", min=1, help="Spread the replicas of one big scenario over so many processes."),
+]
 LedgerOnly = Annotated[
     bool, typer.Option("--ledger-only", help="Of several scenarios: no folder for each, the ledger alone.")
 ]
@@ -61,6 +65,7 @@ def run(
     executor: ExecutorOption = None,
     resume: Resume = True,
     ledger_only: LedgerOnly = False,
+    shards: Shards = None,
     seeds: SeedsOption = 1,
     uncertainty: UncertaintyOption = False,
 ) -> None:
@@ -83,11 +88,13 @@ def run(
             raise scenario
         folder = out if out is not None else Path() if plots else None
         bars = error_bars(scenario, seeds, uncertainty, jobs)
-        job = _job(scenario, folder is not None, plots, timeout_s)
+        job = _job(scenario, folder is not None, plots, timeout_s, shards)
         raise typer.Exit(_run_alone(job, folder, scenario.workload.num_requests, json, bars))
     if seeds > 1 or uncertainty:
         where = "--seeds" if seeds > 1 else "--uncertainty"
         raise InputError(where, "is for one scenario on this machine", "name one, or use sweep --seeds")
+    if shards is not None:
+        raise InputError("--shards", "got several scenarios", "they run in parallel anyway (--jobs)")
     if ledger_only and plots:
         raise InputError("--plots", "got --ledger-only with it", "leave one of the two out")
     options = {"outputs": not ledger_only, "plots": plots, "timeout_s": timeout_s}
@@ -95,10 +102,10 @@ def run(
         raise typer.Exit(_run_batch(study, loaded, executor, jobs, json, options))
 
 
-def _job(scenario: Any, outputs: bool, plots: bool, timeout_s: float | None) -> Job:
+def _job(scenario: Any, outputs: bool, plots: bool, timeout_s: float | None, shards: int | None) -> Job:
     from sim.studies.batch import Job
 
-    return Job(scenario.to_dict(), scenario.where, outputs, plots, timeout_s)
+    return Job(scenario.to_dict(), scenario.where, outputs, plots, timeout_s, shards)
 
 
 def _run_alone(job: Job, folder: Path | None, num_requests: int | None, json: bool, bars: ErrorBars) -> int:

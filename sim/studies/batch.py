@@ -43,6 +43,8 @@ class Job:
     """Whether figures are among the files."""
     timeout_s: float | None = None
     """Wall time after which the run is given up; None: never."""
+    shards: int | None = None
+    """Processes that the run's replicas are spread over; None: one process runs all."""
     attachments: Attachments = field(default_factory=dict)
     """Files that the scenario names, for a worker that cannot read them."""
 
@@ -121,7 +123,7 @@ def _run(job: Job, progress: Callable[[float, int], None] | None) -> Row:
 
     with unpacked(job.scenario, job.attachments) as local:
         scenario = Scenario.from_dict(local.scenario, job.where)
-        result = simulate(scenario, progress)
+        result = simulate(scenario, progress) if job.shards is None else _in_shards(scenario, job.shards)
         verified = verify(scenario.assertions, result)
         broken = [check["name"] for check in result.self_checks if not check["held"]]
         missed = [line.text for line in verified if not line.held]
@@ -144,6 +146,13 @@ def _run(job: Job, progress: Callable[[float, int], None] | None) -> Row:
             files=files,
         )
         return replace(row, **local.original(record=row.record, answer=row.answer, reason=row.reason, files=row.files))
+
+
+def _in_shards(scenario: Any, shards: int) -> Any:
+    from sim.studies.shards import simulate_in_shards
+
+    with open_workers(count=shards) as workers:
+        return simulate_in_shards(scenario, workers, shards)
 
 
 def _files(result: Any, verified: Any, plots: bool) -> dict[str, bytes]:

@@ -128,7 +128,7 @@ class Study:
     def _job(self, case: Case, workers: Workers, outputs: bool, plots: bool, timeout_s: float | None) -> Job:
         scenario = case.scenario or {}
         files = {} if workers.shares_disk else attach(scenario)
-        return Job(scenario, case.where, outputs, plots, timeout_s, files)
+        return Job(scenario, case.where, outputs, plots, timeout_s, attachments=files)
 
     def _is_there(self, case: Case, outputs: bool, plots: bool) -> bool:
         """Whether the case is done, and its folder is the one of this very case."""

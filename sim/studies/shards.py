@@ -1,0 +1,181 @@
+"""One big run over many cores: a fleet whose router looks at nothing is cut into shards, each with some of the replicas.
+
+Every shard plays all arrivals through the same router and keeps what goes to its own replicas, so its clock and its random
+numbers are those of the whole run to the last digit, and the records of all shards together are its records.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.engine.cluster import Cluster, Outcome
+from sim.engine.in_time import OrderedTable
+from sim.engine.recorder import Columns, Recorder, Table
+from sim.errors import DoesNotFit, InputError
+from sim.scenario import Scenario
+from sim.studies.executor import Workers
+
+if TYPE_CHECKING:
+    from sim.engine.fleet import Fleet
+    from sim.engine.replica import ServingReplica
+    from sim.engine.router import Router
+    from sim.engine.sequence import Sequence as Request
+    from sim.results.result import Result
+    from sim.simulate import _Run
+
+BLIND_ROUTERS = ("round_robin", "random")
+"""Routers whose choice depends on nothing but the order of arrivals."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecords:
+    """What one shard brings back."""
+
+    tables: dict[str, Columns]
+    end_s: float
+    events: int
+    preemptions: int
+    stuck: str
+
+
+class _Elsewhere:
+    """A replica of another shard: what is sent there is over for this one."""
+
+    outstanding = 0
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def submit(self, seq: Request) -> None:
+        self._cluster.over(seq, self._cluster.env.now)
+
+    def stop(self) -> None:
+        return
+
+
+class _ShardRouter:
+    """The router of the whole fleet, whose choices outside the shard lead elsewhere."""
+
+    def __init__(self, router: Router, own: frozenset[int], cluster: Cluster) -> None:
+        self._router, self._own = router, own
+        self._elsewhere: Any = _Elsewhere(cluster)
+
+    def choose(self, replicas: list[ServingReplica], seq: Request) -> ServingReplica:
+        chosen = self._router.choose(replicas, seq)
+        return chosen if chosen.index in self._own else self._elsewhere
+
+    def over(self, replica: ServingReplica) -> None:
+        return
+
+
+def simulate_in_shards(scenario: Scenario, workers: Workers, shards: int | None = None) -> Result:
+    """The result of `sim.simulate.simulate(scenario)`, to the last digit, from `shards` processes.
+
+    Args:
+        scenario: of several replicas behind a router of `BLIND_ROUTERS`, in an open loop.
+        workers: where the shards run.
+        shards: None: one for each worker, at most one a replica.
+
+    Raises:
+        InputError: the replicas depend on each other, so there is nothing to cut.
+        DoesNotFit: as `simulate`.
+    """
+    started_s = time.perf_counter()
+    run = _prepared(scenario)
+    _refuse_dependent(scenario, run.fleet)
+    replicas = len(run.fleet.members)
+    count = max(1, min(shards or workers.size, replicas))
+    owners = [frozenset(range(first, replicas, count)) for first in range(count)]
+    futures = [workers.submit(run_shard, scenario.to_dict(), scenario.where, sorted(own)) for own in owners]
+    # the arrivals alone, whose events every shard has counted
+    idle = _play(run, frozenset())
+    records = [future.result() for future in futures]
+    merged = _prepared(scenario)
+    _fill(merged.recorder, idle, records)
+    merged.recorder.preemptions = sum(record.preemptions for record in records)
+    events = idle.events + sum(record.events - idle.events for record in records)
+    stuck = next((record.stuck for record in records if record.stuck), "")
+    outcome = Outcome(max(record.end_s for record in records), events, stuck=stuck)
+    return merged.result(outcome, started_s)
+
+
+def run_shard(scenario: dict[str, Any], where: str, own: Sequence[int]) -> ShardRecords:
+    """Plays the whole workload and keeps the replicas `own`."""
+    return _play(_prepared(Scenario.from_dict(scenario, where)), frozenset(own))
+
+
+def _prepared(scenario: Scenario) -> _Run:
+    from sim.engine.fleet import Fleet
+    from sim.simulate import _Run
+
+    workload = scenario.build_workload()
+    fleet = Fleet(scenario, workload)
+    if not fleet.memory.fits:
+        raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
+    return _Run(fleet, workload, None)
+
+
+def _play(run: _Run, own: frozenset[int]) -> ShardRecords:
+    cluster = run.cluster
+    cluster.router = _ShardRouter(cluster.router, own, cluster)
+    outcome = cluster.run()
+    tables = {name: dict(table.to_columns()) for name, table in _tables(run.recorder).items()}
+    if own:
+        # what no replica took, because it is too long for all of them, every shard has recorded
+        tables["requests"] = _only(tables["requests"], tables["requests"]["replica"] >= 0)
+    return ShardRecords(tables, outcome.end_s, outcome.events, run.recorder.preemptions, outcome.stuck)
+
+
+def _only(columns: Columns, rows: Any) -> Columns:
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def _tables(recorder: Recorder) -> dict[str, Table]:
+    return {name: table for name, table in vars(recorder).items() if isinstance(table, Table)}
+
+
+def _fill(recorder: Recorder, idle: ShardRecords, records: Sequence[ShardRecords]) -> None:
+    """Writes the records of all shards into `recorder`, one after another; a step is known by its number in them all."""
+    parts: dict[str, list[Columns]] = {name: [] for name in _tables(recorder)}
+    parts["requests"].append(idle.tables["requests"])
+    steps = 0
+    for record in records:
+        for name, columns in record.tables.items():
+            moved = columns | {"step": columns["step"] + steps} if "step" in columns else columns
+            parts[name].append(moved)
+        steps += len(record.tables["steps"]["start_s"])
+    for name, found in parts.items():
+        if found:
+            joined = {column: np.concatenate([part[column] for part in found]) for column in found[0]}
+            setattr(recorder, name, OrderedTable(joined))
+
+
+def _refuse_dependent(scenario: Scenario, fleet: Fleet) -> None:
+    """Raises InputError where what one replica does changes what another does."""
+    deployment, workload = scenario.deployment, scenario.workload
+    where, hint = f"{scenario.where}: --shards", "run it without --shards"
+    if len(fleet.members) < 2:
+        raise InputError(where, "got a single replica, which cannot be cut", hint)
+    if deployment.router not in BLIND_ROUTERS:
+        problem = f"got the router {deployment.router}, which looks at the replicas"
+        raise InputError(where, problem, f"use {' or '.join(BLIND_ROUTERS)}, or {hint}")
+    load = fleet_load(scenario)
+    if load:
+        raise InputError(where, f"got {load}, so that arrivals depend on answers", hint)
+    if workload.time_limit_s is not None or scenario.engine.on_kv_full == "oom":
+        raise InputError(where, "got a run that may be cut short for all replicas at once", hint)
+    if fleet.disaggregated or fleet.wires.sharing or any(getattr(pool, "lock_step", False) for pool in fleet.pools):
+        raise InputError(where, "got replicas that wait for each other or share links", hint)
+
+
+def fleet_load(scenario: Scenario) -> str:
+    """What of the workload makes arrivals depend on answers; empty if nothing does."""
+    load = scenario.build_workload()
+    if load.arrival_s is None:
+        return "a closed loop"
+    return "conversations" if load.next_turn is not None else ""
