@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
 from sim.engine.deployment import Deployment
 from sim.engine.fleet import Fleet
+from sim.engine.in_time import order_in_time
 from sim.engine.recorder import Recorder
 from sim.engine.router import make_router
 from sim.engine.scaling import Scaling
@@ -95,6 +96,7 @@ class _Run:
     def result(self, outcome: Outcome, started_s: float) -> Result:
         """Columns, walls and self-checks of the finished run."""
         fleet, recorder, preset = self.fleet, self.recorder, self.fleet.pools[0].preset
+        order_in_time(recorder)
         requests, steps = recorder.request_columns(), recorder.step_columns()
         gaps = recorder.gaps.to_columns()
         chunks = recorder.chunks.to_columns()
