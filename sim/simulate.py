@@ -85,6 +85,7 @@ class _Run:
         )
         fleet.start(self.cluster.over, self.cluster.moved)
         self.cluster.replicas.extend(fleet.entrance)
+        self.changes = fleet.changes(self.cluster)
 
     def _content(self) -> Callable[[int], Content | None] | None:
         """What a prefix cache can see of each request; None where nothing is shared or nobody looks."""
@@ -114,6 +115,8 @@ class _Run:
         origins = provenance(fleet.pools, fleet.costs, Regime.of(requests, steps), from_trace)
         notes = [note for pool in fleet.pools for note in pool.origins()] + extrapolations(origins)
         notes += speculation_notes(fleet.costs, steps)
+        if self.changes is not None:
+            notes.append(self.changes.note(outcome.end_s))
         result = Result(
             scenario=scenario.to_dict(),
             requests=requests,

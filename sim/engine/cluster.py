@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heappop
@@ -103,6 +103,7 @@ class Cluster:
         self._next_turn = None if load.next_turn is None else load.next_turn.tolist()
         self._labelled = any(column is not None for column in (load.session, load.tenant, load.priority))
         self._in_flight: dict[Sequence, ServingReplica] = {}
+        self._homeless: list[Sequence] = []
         self._next = self._requests()
         self._upcoming: tuple[int, float, int, int] | None = None
         self._at_once: deque[tuple[int, float, int, int]] = deque()
@@ -144,9 +145,43 @@ class Cluster:
             self.recorder.request(seq, -1, float("nan"), REJECTED, 0.0)
             self.over(seq, self.env.now)
             return
+        self._hand_out(seq)
+
+    def _hand_out(self, seq: Sequence) -> None:
+        """To the replica that the router chooses; where none is there, it waits for one."""
+        if not self.replicas:
+            self._homeless.append(seq)
+            return
         replica = self.router.choose(self.replicas, seq)
         self._in_flight[seq] = replica
         replica.submit(seq)
+
+    # --- replicas that come and go ----------------------------------------------------------------------------------------
+
+    @property
+    def homeless(self) -> int:
+        """Requests that no replica is there for."""
+        return len(self._homeless)
+
+    def open(self, replica: ServingReplica) -> None:
+        """`replica` takes requests from now on, first those that waited for one."""
+        self.replicas.append(replica)
+        self.replicas.sort(key=lambda known: known.index)
+        self.router.changed(replica)
+        waited, self._homeless = self._homeless, []
+        for seq in waited:
+            self._hand_out(seq)
+
+    def close(self, replica: ServingReplica) -> None:
+        """`replica` takes no more requests."""
+        self.replicas.remove(replica)
+        self.router.changed(replica)
+
+    def send_again(self, seqs: Iterable[Sequence]) -> None:
+        """Requests whose replica is gone go to others."""
+        for seq in seqs:
+            del self._in_flight[seq]
+            self._hand_out(seq)
 
     def over(self, seq: Sequence, now_s: float) -> None:
         """A request is over: the conversation goes on, or a user of a closed loop sends the next one."""
@@ -246,6 +281,8 @@ class Cluster:
         return outcome
 
     def _stuck_reason(self) -> str:
+        if self._homeless:
+            return f"no replica is there for {len(self._homeless)} requests, and none will start"
         waiting = next(iter(self._in_flight), None)
         if waiting is None:
             return "no event is left although requests are missing"
@@ -259,7 +296,9 @@ class Cluster:
         for seq, replica in self._in_flight.items():
             replica.write_back(seq)
             self.recorder.request(seq, replica.index, float("nan"), CUT, self._exit_s)
-        for replica in self.replicas:
+        for seq in self._homeless:
+            self.recorder.request(seq, -1, float("nan"), CUT, self._exit_s)
+        for replica in dict.fromkeys([*self.replicas, *self._in_flight.values()]):
             replica.stop()
         if self.workload.arrival_s is None:
             return  # a closed loop sends a request when the one before is answered, so the others were never due

@@ -12,7 +12,9 @@ from sim.cost.pipeline import PipelineCost
 from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost
 from sim.engine.batch import SchedulerLimits
+from sim.engine.batching import VllmScheduler
 from sim.engine.deployment import Deployment, deployments
+from sim.engine.fleet_events import Entrance, FleetEvents, weights_s
 from sim.engine.fluid import Fluid
 from sim.engine.kv_cache import BlockPool
 from sim.engine.lanes import lanes
@@ -191,15 +193,51 @@ class Fleet:
         blocks: BlockPool,
         done: Callable[[Sequence, float], None],
     ) -> Replica:
+        scheduler = self._speculative_scheduler(index, cost, limits, blocks)
+        exit_s = self.members[index][0].preset.exit_s
+        pricing = SpeculativePricing(cost)
+        return SpeculativeReplica(self.env, index, scheduler, pricing, self.recorder, done, leaps=False, exit_s=exit_s)
+
+    def _speculative_scheduler(
+        self, index: int, cost: SpeculativeCost, limits: SchedulerLimits, blocks: BlockPool
+    ) -> SpeculativeScheduler:
         scenario = self.scenario
         assert scenario.engine.speculative is not None
         random = Random(f"speculation {scenario.workload.seed} {index}")
         acceptance = Acceptance(scenario.engine.speculative.lengths, random)
         pool = blocks if blocks.caching else HeldBlocks(blocks.usable_blocks, blocks.block_size)
-        scheduler = SpeculativeScheduler(limits, pool, cost.windows, acceptance, cost.drafts)
-        exit_s = self.members[index][0].preset.exit_s
-        pricing = SpeculativePricing(cost)
-        return SpeculativeReplica(self.env, index, scheduler, pricing, self.recorder, done, leaps=False, exit_s=exit_s)
+        return SpeculativeScheduler(limits, pool, cost.windows, acceptance, cost.drafts)
+
+    def changes(self, entrance: Entrance) -> FleetEvents | None:
+        """What happens to the replicas while they serve; None where nothing does."""
+        asked, engine = self.scenario.deployment, self.scenario.engine
+        if not asked.events and asked.autoscale is None:
+            return None
+        if engine.on_kv_full == "swap":
+            where = f"{self.scenario.where}: engine.on_kv_full"
+            raise InputError(where, "got swap with deployment.events or autoscale", "use preempt")
+        replicas = [replica for replica in self.replicas if isinstance(replica, Replica)]
+        cold = asked.cold_start
+        ledger_of = {id(pool): memory for pool, memory in zip(self.pools, self.memories, strict=True)}
+        start_s = [
+            cold.startup_s + weights_s(pool, ledger_of[id(pool)], index, cold.weights_from)
+            for pool, index in self.members
+        ]
+        found = FleetEvents(self.env, entrance, replicas, start_s, self._fresh_scheduler)
+        if asked.autoscale is not None:
+            found.follow(asked.autoscale)
+        else:
+            found.play(asked.events)
+        return found
+
+    def _fresh_scheduler(self, index: int) -> VllmScheduler:
+        """An empty one for a replica that starts anew."""
+        pool, cost = self.members[index][0], self.costs[index]
+        limits, blocks = self._limits(pool), self._blocks(pool)
+        if isinstance(cost, SpeculativeCost):
+            return self._speculative_scheduler(index, cost, limits, blocks)
+        policy = find_policy(self.scenario.engine.scheduler, f"{self.scenario.where}: engine.scheduler")
+        return policy(limits, blocks, cost.windows)
 
     def _loads(self, index: int, stage: int, cost: StepCost) -> Amounts | None:
         return self.wires.amounts(index, stage, cost.operators.all_reduce_bytes_per_token)

@@ -17,7 +17,7 @@ from sim.engine.batching import VllmScheduler
 from sim.engine.fluid import Fluid
 from sim.engine.iteration import IterationCost, in_progress, span_s
 from sim.engine.recorder import FINISHED, Recorder
-from sim.engine.sequence import DECODING, NEVER, Sequence
+from sim.engine.sequence import DECODING, NEVER, WAITING, Sequence
 from sim.errors import ClockStuck
 
 BOUNDARY_PRIORITY = 2
@@ -204,6 +204,30 @@ class Replica:
             self._planned = over
             self._close_segment(self._batch, self.env.now)
 
+    def fail(self, fresh: VllmScheduler) -> list[Sequence]:
+        """The replica loses all it holds, and goes on with the scheduler `fresh`; returns its requests, to be sent elsewhere.
+
+        They keep the tokens that were there, the iteration under way is lost.
+        """
+        scheduler = self.scheduler
+        seqs = [*scheduler.running, *scheduler.waiting, *self._incoming]
+        over = self._iterations_over() if self._batch is not None else 0
+        last_s = self._start_s + span_s(self._first_s, self._growth_s, over)
+        for seq in seqs:
+            self.write_back(seq)
+            if seq.generated_tokens and seq.gap_since_s != seq.gap_since_s:
+                seq.gap_since_s = last_s
+            if seq in scheduler.running:
+                seq.preemptions += 1
+                self._recorder.preemptions += 1
+            seq.state, seq.computed_tokens, seq.blocks, seq.keyed_blocks = WAITING, 0, [], 0
+        self.stop()
+        self.scheduler, self.outstanding = fresh, 0
+        self._batch = self._due = None
+        self._incoming.clear()
+        self._planned, self._fruitless = 1, 0
+        return seqs
+
     def _iterations_over(self) -> int:
         """Iterations of a leap whose tokens are there; one that is alone is over at its boundary only."""
         if self._planned == 1:
@@ -314,6 +338,8 @@ class Replica:
         remaining_s = self._start_s + host_s - self.env.now
         if remaining_s > 0:
             yield self.env.timeout(remaining_s)
+        if self._batch is not batch:  # the replica failed meanwhile
+            return
         self._first_s, self._growth_s = self.env.now - self._start_s, 0.0
         self._wait(0.0)
 

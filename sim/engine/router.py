@@ -34,11 +34,18 @@ class Router(Protocol):
         """A request of `replica` is over."""
         ...
 
+    def changed(self, replica: ServingReplica) -> None:
+        """`replica` joined those to choose from, or left them with all that its cache held."""
+        ...
+
 
 class _Careless:
-    """A router that does not care how requests end."""
+    """A router that does not care how requests end, nor who else there is."""
 
     def over(self, replica: ServingReplica) -> None:
+        return
+
+    def changed(self, replica: ServingReplica) -> None:
         return
 
 
@@ -73,6 +80,9 @@ class LeastOutstanding:
         place = self._places.get(replica)
         if place is not None:
             heappush(self._heap, replica.outstanding * self._count + place)
+
+    def changed(self, replica: ServingReplica) -> None:
+        self._count, self._heap, self._places = 0, [], {}
 
     def _build(self, replicas: list[ServingReplica]) -> None:
         self._count = count = len(replicas)
@@ -154,6 +164,10 @@ class PrefixAffinity:
     def over(self, replica: ServingReplica) -> None:
         self._least.over(replica)
 
+    def changed(self, replica: ServingReplica) -> None:
+        self._least.changed(replica)
+        self._sent_to = {key: known for key, known in self._sent_to.items() if known is not replica}
+
     def _keys(self, seq: Sequence) -> list[int]:
         if seq.content is None:
             return []
@@ -179,6 +193,10 @@ class SessionAffinity:
 
     def over(self, replica: ServingReplica) -> None:
         self._least.over(replica)
+
+    def changed(self, replica: ServingReplica) -> None:
+        self._least.changed(replica)
+        self._replica_of = {session: known for session, known in self._replica_of.items() if known is not replica}
 
 
 def make_router(name: str, random: Random, block_size: int, where: str = "deployment.router") -> Router:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 from sim.errors import nearest
 from sim.scenario.experts import BalancedExperts, ExpertLoad
 from sim.scenario.fields import Bytes, NameOrPath, PositiveDuration, Section, name_or_object, refuse
+from sim.scenario.fleet import Autoscale, ColdStart, FleetEvent
 from sim.scenario.speculative import Speculative
 
 Dtype = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
@@ -109,6 +110,34 @@ class Deployment(Section):
     """Several kinds of replicas behind one router, or prefill and decode apart; instead of the sizes above."""
     kv_transfer: Literal["after_prefill", "layerwise"] = "after_prefill"
     """When a prefill replica sends the KV cache: once the prompt is done, or each layer as it is computed."""
+
+    events: list[FleetEvent] = Field(default_factory=list)
+    """Replicas that fail, start cold or come back while the fleet serves."""
+    cold_start: ColdStart = Field(default_factory=ColdStart)
+    """How long a replica that starts takes until it serves."""
+    autoscale: Autoscale | None = None
+    """Replicas come and go with the load, within those deployed; null: all are always there."""
+
+    @model_validator(mode="after")
+    def _changes_make_sense(self) -> Self:
+        pools = self.pools or []
+        replicas = sum(pool.replicas for pool in pools) if pools else self.data_parallel_size
+        if not self.events and self.autoscale is None:
+            return self
+        if self.events and self.autoscale is not None:
+            raise refuse("events and autoscale are both given", "give one of the two")
+        staged = self.pipeline_parallel_size > 1 or any(pool.pipeline_parallel_size > 1 for pool in pools)
+        shared = self.enable_expert_parallel and replicas > 1
+        if staged or shared or any(pool.role != "both" for pool in pools):
+            problem = "events or autoscale with pipeline stages, replicas in lock-step, or prefill and decode apart"
+            raise refuse(problem, "use plain replicas")
+        unknown = [event.replica for event in self.events if event.replica >= replicas]
+        if unknown:
+            raise refuse(f"events name replica {unknown[0]} of {replicas}", f"allowed: 0 to {replicas - 1}")
+        most = 0 if self.autoscale is None else max(self.autoscale.min, self.autoscale.max or 1)
+        if most > replicas:
+            raise refuse(f"autoscale asks for {most} replicas of {replicas} deployed", "raise data_parallel_size")
+        return self
 
     @model_validator(mode="after")
     def _experts_make_sense(self) -> Self:

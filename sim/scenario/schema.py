@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from sim.scenario import deployment, experts, scenario, speculative, workload_spec
+from sim.scenario import deployment, experts, fleet, scenario, speculative, workload_spec
 
 _MATRIX: dict[str, Any] = {
     "title": "Matrix",
@@ -59,7 +59,7 @@ def _descriptions() -> Iterator[tuple[str, str, str]]:
     pydantic's use_attribute_docstrings would read the sources at every start of the command (35 ms); here it is done
     only when the schema is asked for.
     """
-    for module in (deployment, experts, speculative, workload_spec, scenario):
+    for module in (deployment, experts, fleet, speculative, workload_spec, scenario):
         for node in ast.parse(inspect.getsource(module)).body:
             fields = (
                 getattr(getattr(module, node.name, None), "model_fields", {}) if isinstance(node, ast.ClassDef) else {}
