@@ -8,11 +8,13 @@ from sim.errors import InputError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSIDE = {"gpus": ("hardware/gpus", "*.yaml"), "models": ("model/models", "*.json")}
-_BESIDE = {"topologies": "*.yaml", "scenarios": "*.yaml"}
+_BESIDE = {"topologies": "*.yaml", "scenarios": "**/*.yaml"}
+KINDS = (*_INSIDE, *_BESIDE)
+"""What can be listed."""
 
 
 def files(kind: str) -> dict[str, Path]:
-    """The catalogue entries of `kind` by name, sorted; the name is the file's name without its suffix.
+    """The catalogue entries of `kind` by name, sorted; the name is the file's name without its suffix, after its folder's.
 
     Args:
         kind: gpus, models, topologies or scenarios.
@@ -21,7 +23,7 @@ def files(kind: str) -> dict[str, Path]:
         InputError: for any other kind.
     """
     folder, pattern = _folder(kind)
-    return {path.stem: path for path in sorted(folder.glob(pattern))}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.glob(pattern))}
 
 
 def resolve(kind: str, name_or_path: str, where: str) -> Path:
@@ -42,6 +44,9 @@ def resolve(kind: str, name_or_path: str, where: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.exists():
         return path
+    inner = {name.rsplit("/", 1)[-1]: found for name, found in entries.items()}
+    if name_or_path in inner:  # the name alone of an entry in a folder
+        return inner[name_or_path]
     raise InputError(
         where, f"got '{name_or_path}', which is no entry of {kind} and no existing path", nearest(name_or_path, entries)
     )
@@ -52,7 +57,7 @@ def _folder(kind: str) -> tuple[Path, str]:
         folder, pattern = _INSIDE[kind]
         return _PACKAGE / folder, pattern
     if kind not in _BESIDE:
-        raise InputError("catalogue", f"got '{kind}'", nearest(kind, [*_INSIDE, *_BESIDE]))
+        raise InputError("KIND", f"got '{kind}'", nearest(kind, KINDS))
     # A wheel carries them in sim/data. In a checkout they stand at the root, which only pyproject.toml tells from a
     # site-packages folder where another distribution may own a folder of that name.
     root = _PACKAGE.parent

@@ -11,7 +11,9 @@ TwoWallsError                exit code
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class TwoWallsError(Exception):
@@ -58,10 +60,31 @@ class ClockStuck(TwoWallsError):
     """Requests are left but nothing can happen any more."""
 
 
+_KEY_PATH = re.compile(r"[a-z_]+(\.\w+)*")
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts `where`, a scenario's file, before the key path of an `InputError` that knows only the latter."""
+    try:
+        yield
+    except InputError as error:
+        if not _KEY_PATH.fullmatch(error.where):
+            raise
+        raise InputError(f"{where}: {error.where}", error.problem, error.hint) from None
+
+
+MOST_OPTIONS = 25
+"""More allowed entries than this (models) are listed only where none is near; `twowalls list` has them."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A hint that names the allowed entry nearest to `name`, or lists them all if none is near."""
+    """A hint that names the allowed entry nearest to `name`, if one is near, and lists them."""
     options = sorted(allowed)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean '{close[0]}'?"
-    return "allowed: " + ", ".join(options)
+    folded = {option.casefold(): option for option in reversed(options)}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    every = "allowed: " + ", ".join(options)
+    if not close:
+        return every
+    found = f"did you mean '{folded[close[0]]}'?"
+    return found if len(options) > MOST_OPTIONS else f"{found} {every}"

@@ -14,7 +14,7 @@ from sim.engine.in_time import order_in_time
 from sim.engine.recorder import Recorder
 from sim.engine.router import make_router
 from sim.engine.scaling import Scaling
-from sim.errors import DoesNotFit
+from sim.errors import DoesNotFit, located
 from sim.results.checks import run_checks
 from sim.results.latency import Latency
 from sim.results.provenance import Regime, extrapolations, provenance
@@ -38,7 +38,8 @@ def plan_memory(scenario: Scenario, accounting: Accounting = "engine") -> Memory
     Raises:
         InputError: something in the scenario is wrong.
     """
-    return Deployment.of(scenario).memory(scenario.build_workload(), accounting)
+    with located(scenario.where):
+        return Deployment.of(scenario).memory(scenario.build_workload(), accounting)
 
 
 def simulate(scenario: Scenario, progress: Progress | None = None, scaling: Scaling | None = None) -> Result:
@@ -54,11 +55,12 @@ def simulate(scenario: Scenario, progress: Progress | None = None, scaling: Scal
         DoesNotFit: the deployment cannot hold its weights or its longest request; the ledger is in the message.
     """
     started_s = time.perf_counter()
-    workload = scenario.build_workload()
-    fleet = Fleet(scenario, workload, scaling)
-    if not fleet.memory.fits:
-        raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
-    run = _Run(fleet, workload, progress)
+    with located(scenario.where):
+        workload = scenario.build_workload()
+        fleet = Fleet(scenario, workload, scaling)
+        if not fleet.memory.fits:
+            raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
+        run = _Run(fleet, workload, progress)
     outcome = run.cluster.run(scenario.workload.time_limit_s)
     return run.result(outcome, started_s)
 

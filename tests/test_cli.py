@@ -274,3 +274,40 @@ def test_overrides_are_read_as_yaml() -> None:
 def test_a_folder_without_scenarios_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="without a scenario"):
         options.scenario_files(str(tmp_path))
+
+
+def test_a_path_given_with_set_starts_where_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = options.read_overrides(["workload.arrivals.path=x.csv", "model=./mine", "cluster.topology=dgx-h100",
+                                    "workload.lengths={kind: empirical, path: y.csv}"])  # fmt: skip
+    assert found == {
+        "workload.arrivals.path": str(tmp_path / "x.csv"),
+        "model": str(tmp_path / "mine"),
+        "cluster.topology": "dgx-h100",
+        "workload.lengths": {"kind": "empirical", "path": str(tmp_path / "y.csv")},
+    }
+
+
+def test_list_without_a_kind_lists_all(tmp_path: Path) -> None:
+    assert "\ntopologies:\n  cloud-h100" in twowalls("list", folder=tmp_path).stdout
+    found = json.loads(twowalls("list", "--json", folder=tmp_path).stdout)
+    assert set(found) == {"gpus", "models", "topologies", "scenarios"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["topology", "dgx-h100", "--gpu", "foo"], "--gpu: got 'foo'"),
+        (["topology", "dgx-h100", "--plot", "x.foo"], "--plot: got 'x.foo'"),
+        (["topology", "dgx-h100", "--plot", "absent/x.png"], "whose folder does not exist"),
+        (["whatif", "llama3-70b-one-gpu-int4", "--plot", "x.foo"], "--plot: got 'x.foo'"),
+        (["collective", "--topology", "dgx-h100", "--gpus", "8", "--size", "0 B"], "--size: got '0 B'"),
+        (["collective", "--topology", "dgx-h100", "--gpus", "8", "--size", "-1 MiB"], "--size: got '-1 MiB'"),
+        (["collective", "--topology", "dgx-h100", "--gpus", "9"], "--gpus: got 9, dgx-h100 has 8"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_say_which(tmp_path: Path, arguments: list[str], told: str) -> None:
+    done = twowalls(*arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

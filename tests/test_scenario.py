@@ -181,7 +181,7 @@ def test_overrides_set_values_by_key_path(tmp_path):
         ({"workload__num_requests": 0}, "workload.num_requests", "got 0", "at least 1"),
         ({"workload__time_limit": "soon"}, "workload.time_limit", "'soon', which is not a number", "such as"),
         ({"engine__preset": "vlm"}, "engine.preset", 'got "vlm"', "did you mean 'vllm'?"),
-        ({"engine__scheduler": "orka"}, "engine.scheduler", "got 'orka'", "did you mean 'orca'? (or module:object"),
+        ({"engine__scheduler": "orka"}, "engine.scheduler", "got 'orka'", "did you mean 'orca'? allowed: chunked"),
         ({"engine__gpu_memory_utilization": 1.5}, "engine.gpu_memory_utilization", "got 1.5", "at most 1"),
         ({"engine__max_model_len": "long"}, "engine.max_model_len", "got 'long'", "config, or null"),
         ({"engine__max_num_batched_tokens": 128}, "engine", "(128) is less than max_num_seqs (256)", "vLLM"),
@@ -225,7 +225,7 @@ def test_several_mistakes_are_all_listed():
         ("# only a comment\n", "case.yaml: is empty"),
         ("- a\n- b\n", "case.yaml: holds a list, not keys and values"),
         ("model: [a\n", "case.yaml:2: is not valid YAML"),
-        ("model: a\nmodel: b\n", "case.yaml:2: is not valid YAML: found the key 'model' twice"),
+        ("model: a\nmodel: b\n", "case.yaml:2: is not valid YAML: the key 'model' twice"),
         ("model: a\n\tcluster: b\n", "case.yaml:2: is not valid YAML"),
     ],
 )

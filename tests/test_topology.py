@@ -179,7 +179,7 @@ def test_a_wrong_link_is_refused(key: str, value: str, message: str) -> None:
 def test_an_unknown_parameter_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'nodes'"):
         load_topology("dgx-h100", {"node": 2})
-    with pytest.raises(InputError, match="such as '100 GB/s'"):
+    with pytest.raises(InputError, match=r"cluster.wide: got 3\n.*has '100 GB/s'"):
         build_topology(small(), {"wide": 3}, "small.yaml")
 
 

@@ -183,7 +183,7 @@ def test_a_slice_starts_at_its_own_zero(tmp_path):
     assert read_trace(path, start_s=0.25).arrival_s.tolist() == [0.0, 2.0]
     assert read_trace(path, start_s=0.2, end_s=2.25).arrival_s.tolist() == pytest.approx([0.05])
     assert len(read_trace(path, max_requests=2)) == 2
-    with pytest.raises(InputError, match="holds no request from 5 s on"):
+    with pytest.raises(InputError, match="holds no request from 5 s to its end"):
         read_trace(path, start_s=5)
 
 

@@ -181,7 +181,7 @@ def test_a_path_may_be_a_config_or_its_folder(tmp_path: Path) -> None:
     [
         ({"hidden_size": None}, "'hidden_size' is missing"),
         ({"num_hidden_layers": "32"}, "'num_hidden_layers' is '32'"),
-        ({"num_attention_heads": 30}, "30 heads are no multiple of 8 KV heads"),
+        ({"num_attention_heads": 30}, "is 30, no multiple of 'num_key_value_heads', 8"),
         ({"layer_types": ["linear_attention"] * 32}, "'layer_types' has 'linear_attention'"),
         ({"mamba_d_state": 128}, "not modelled"),
         ({"quantization_config": {"quant_method": "magic"}}, "'quant_method' is 'magic'"),

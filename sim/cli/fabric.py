@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import Json, Overrides, print_json, read_overrides
+from sim.cli.options import Json, Overrides, picture, print_json, read_overrides
 
 if TYPE_CHECKING:
     from sim.cost.collectives import CollectiveTime
@@ -27,10 +27,11 @@ def register(app: typer.Typer) -> None:
 
 
 def _load(name: str, nodes: int | None, gpu: str | None, settings: list[str] | None) -> Topology:
+    from sim.hardware.gpu import gpu_name
     from sim.hardware.topology import load_topology
 
     parameters = read_overrides(settings) | ({} if nodes is None else {"nodes": nodes})
-    return load_topology(name, parameters, gpu)
+    return load_topology(name, parameters, None if gpu is None else gpu_name(gpu, "--gpu"))
 
 
 def topology(
@@ -53,16 +54,17 @@ def topology(
         return
     from sim.hardware.topology_summary import summarise
 
+    drawing = None if plot is None else picture(plot, "--plot")
     cluster = _load(file, nodes, gpu, settings)
     found = summarise(cluster)
     if json:
         print_json(asdict(found))
     else:
         print("\n".join(found.lines))
-    if plot is not None:
+    if drawing is not None:
         from sim.results.topology_plot import draw_topology
 
-        draw_topology(cluster, plot)
+        draw_topology(cluster, drawing)
 
 
 def _import_matrix(file: Path, gpu: str | None) -> None:
@@ -99,10 +101,16 @@ def collective(
 
     if placement not in ("pack", "spread"):
         raise InputError("--placement", f"got '{placement}'", nearest(placement, ("pack", "spread")))
+    sizes = _SWEEP_BYTES if sweep else [units.parse(size, "bytes", "--size")]
+    if sizes[0] < 1:
+        raise InputError("--size", f"got '{size}'", "write one byte or more, such as 1MiB")
     cluster = _load(topology, nodes, gpu, settings)
+    if gpus > len(cluster.gpus):
+        raise InputError(
+            "--gpus", f"got {gpus}, {cluster.name} has {len(cluster.gpus)}", "raise --nodes or lower --gpus"
+        )
     group = place(cluster, gpus, 1, 1, placement)[0][0]
     communicator = Communicator(cluster, group, software)
-    sizes = _SWEEP_BYTES if sweep else [units.parse(size, "bytes", "--size")]
     times = [communicator.time(op, size_bytes) for size_bytes in sizes]
     if json:
         print_json([_plain(time) for time in times] if sweep else _plain(times[0]))

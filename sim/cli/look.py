@@ -61,17 +61,21 @@ def _number(value: Any) -> str:
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="gpus, models, topologies or scenarios.")],
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="gpus, models, topologies or scenarios; all if not given.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """The names that scenario files can use: GPUs, models, topologies, shipped scenarios."""
     from sim import catalogue
 
-    entries = catalogue.files(kind)
+    found = {one: sorted(catalogue.files(one)) for one in (catalogue.KINDS if kind is None else (kind,))}
     if json:
-        print_json({kind: sorted(entries)})
-        return
-    print("\n".join(sorted(entries)))
+        print_json(found)
+    elif kind is not None:
+        print("\n".join(found[kind]))
+    else:
+        print("\n\n".join("\n".join([f"{one}:", *(f"  {name}" for name in names)]) for one, names in found.items()))
 
 
 def schema() -> None:

@@ -24,8 +24,15 @@ ScenarioArgument = Annotated[
 ]
 
 
+_FILES = ("workload.arrivals.path", "workload.lengths.path")
+_NAMES_OR_FILES = ("model", "cluster.topology", "cluster.gpu")
+
+
 def read_overrides(settings: Sequence[str] | None) -> dict[str, object]:
-    """Values by dotted key; each is read as YAML, so numbers, lists and quantities need no quotes of their own."""
+    """Values by dotted key; each is read as YAML, so numbers, lists and quantities need no quotes of their own.
+
+    Relative paths start at the current folder, where they were typed; those in a scenario file start at the file's.
+    """
     from sim.scenario.loading import parse_yaml
 
     found: dict[str, object] = {}
@@ -33,8 +40,35 @@ def read_overrides(settings: Sequence[str] | None) -> dict[str, object]:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
             raise InputError("--set", f"got '{setting}'", "write a key path and a value: engine.max_num_seqs=64")
-        found[key.strip()] = parse_yaml(f"value: {value}", f"--set {key.strip()}")["value"]
+        found[key.strip()] = _from_here(key.strip(), parse_yaml(f"value: {value}", f"--set {key.strip()}")["value"])
     return found
+
+
+def _from_here(key: str, value: object) -> object:
+    """`value` of `key` with its relative paths, also those of a whole section, as absolute ones."""
+    from sim.scenario.fields import looks_like_path
+
+    if isinstance(value, dict):
+        return {name: _from_here(f"{key}.{name}", inner) for name, inner in value.items()}
+    if isinstance(value, str) and (key in _FILES or (key in _NAMES_OR_FILES and looks_like_path(value))):
+        return str(Path(value).expanduser().absolute())
+    return value
+
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def picture(path: Path, option: str) -> Path:
+    """`path` if a picture can be written there.
+
+    Raises:
+        InputError: another suffix, or no such folder.
+    """
+    if path.suffix.lower() not in _PICTURES:
+        raise InputError(option, f"got '{path}'", f"give a file ending in {', '.join(_PICTURES)}")
+    if not path.parent.is_dir():
+        raise InputError(option, f"got '{path}', whose folder does not exist", "make the folder first")
+    return path
 
 
 def scenario_files(argument: str) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.options import Json, Overrides, ScenarioArgument, load_one, print_json
+from sim.cli.options import Json, Overrides, ScenarioArgument, load_one, picture, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +25,11 @@ def whatif(
     from sim.studies.whatif import table, tornado
     from sim.studies.whatif import whatif as ask
 
+    file = None if plot is None else picture(plot, "--plot")
     shows = sys.stderr.isatty()
     found = ask(load_one(scenario, settings), lambda name: print(f"  {name}", file=sys.stderr) if shows else None)
-    if plot is not None:
-        tornado(found).savefig(plot, dpi=120)
+    if file is not None:
+        tornado(found).savefig(file, dpi=120)
     if json:
         print_json(found.as_dict())
     else:

@@ -34,7 +34,7 @@ def place(
         raise InputError(
             "deployment",
             f"tensor {tensor} x pipeline {pipeline} x data {data} needs {needed} GPUs, {topology.name} has {len(topology.gpus)}",
-            "raise the topology's `nodes` or lower a parallel size",
+            "raise cluster.nodes or lower a parallel size",
         )
     if not isinstance(placement, str):
         groups = _listed(topology, list(placement), needed, tensor)
@@ -127,7 +127,8 @@ def _spread(topology: Topology, size: int, count: int) -> list[list[str]]:
 
 def _listed(topology: Topology, names: list[str], needed: int, size: int) -> list[list[str]]:
     if len(names) != needed:
-        raise InputError(_WHERE, f"got {len(names)} GPU names", f"{needed}: every rank of every stage of every replica")
+        hint = f"name {needed}: one for every rank of every stage of every replica"
+        raise InputError(_WHERE, f"got {len(names)} GPU names", hint)
     topology.check_gpus(names, _WHERE)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

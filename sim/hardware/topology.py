@@ -11,6 +11,7 @@ import networkx as nx
 import yaml
 
 from sim.errors import InputError, nearest
+from sim.hardware.gpu import gpu_name
 from sim.hardware.routing import Edge, Route, Router
 from sim.hardware.topology_build import GraphBuilder
 from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec, TopologySpec, read_spec
@@ -113,8 +114,10 @@ def load_topology(name_or_path: str | Path, parameters: Mapping[str, Any], gpu: 
     data = _with_base(path)
     given = dict(parameters)
     overrides = given.pop("overrides", [])
+    if not isinstance(overrides, list):
+        raise InputError("cluster.overrides", f"got {overrides!r}", "a list, such as [{gpu: n0.g3, speed: 0.8}]")
     data["overrides"] = [*data.get("overrides", []), *overrides]
-    return build_topology(data, given, path.name, gpu)
+    return build_topology(data, given, path.name, None if gpu is None else gpu_name(gpu, "cluster.gpu"))
 
 
 def build_topology(
@@ -142,10 +145,12 @@ def build_topology(
 
 def _parameters(spec: TopologySpec, given: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, value in given.items():
+        key = f"cluster.{name}"
         if name not in spec.parameters:
-            raise InputError(f"{where}: parameters.{name}", "unknown parameter", nearest(name, spec.parameters))
-        if isinstance(value, str) != isinstance(spec.parameters[name], str):
-            raise InputError(f"{where}: parameters.{name}", f"got {value!r}", f"such as {spec.parameters[name]!r}")
+            raise InputError(key, f"is an unknown key, and no parameter of {where}",
+                             nearest(name, [*spec.parameters, "topology", "gpu", "overrides"]))  # fmt: skip
+        if isinstance(value, str) != isinstance(spec.parameters[name], str) or isinstance(value, (bool, list, dict)):
+            raise InputError(key, f"got {value!r}", f"{where} has {spec.parameters[name]!r}")
     return {**spec.parameters, **given}
 
 
@@ -153,8 +158,9 @@ def _with_base(path: Path) -> dict[str, Any]:
     """The content of a topology file; what it says stands over the file that `base` names, beside it."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(path.name, f"is not YAML: {error}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        problem = f"is not readable as YAML ({str(error).splitlines()[0]})"
+        raise InputError(str(path), problem, "give a topology file, or a name: `twowalls list topologies`") from None
     if not isinstance(data, dict):
         raise InputError(path.name, "holds no topology", "name:, gpu:, parameters:, node: ...")
     base = data.pop("base", None)

@@ -20,6 +20,9 @@ from sim.hardware.topology_language import (
     split_reference,
 )
 
+MOST_PARTS = 2_000_000
+"""Of a cluster: about 600,000 GPUs, several times the largest built; more would fill the memory of a workstation."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -54,6 +57,10 @@ class GraphBuilder:
         nodes = Expression("nodes", self.numbers, f"{self.where}: parameters.nodes").whole()
         if nodes < 1:
             raise InputError(f"{self.where}: parameters.nodes", f"got {nodes}", "at least 1")
+        parts = sum(len(self.node.names(name)) for name in self.node.components)
+        if nodes * parts > MOST_PARTS:
+            problem = f"got {nodes:,}, a cluster of {nodes * parts:,} GPUs, switches and NICs"
+            raise InputError("cluster.nodes", problem, f"at most {MOST_PARTS // parts:,} of these nodes")
         template = [
             edge for n, link in enumerate(self.spec.node.links) for edge in self._inside(link, f"node.links[{n}]")
         ]

@@ -126,11 +126,17 @@ def _check_kind(kind: str, where: str) -> None:
 
 
 def _explained(error: ValidationError, where: str) -> InputError:
-    first = error.errors()[0]
+    first = min(
+        error.errors(), key=lambda one: one["type"] == "missing"
+    )  # a key is often missing because it is misspelt
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return InputError(f"{where}: {path}", "unknown key", nearest(str(first["loc"][-1]), _allowed(first["loc"])))
-    return InputError(f"{where}: {path}", f"got {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}")
+    if first["type"] == "missing":
+        hint = "is this a topology file? `twowalls list topologies` names those that come with twowalls"
+        return InputError(f"{where}: {path}", "is missing", hint)
+    got = f"got {first['input']!r}"
+    return InputError(f"{where}: {path}", got[:80], f"{first['msg'][0].lower()}{first['msg'][1:]}")
 
 
 def _allowed(location: tuple[int | str, ...]) -> list[str]:

@@ -15,6 +15,10 @@ _SLIDES_EVERY_OTHER_LAYER = ("gemma2", "gpt_oss")
 _UNSUPPORTED = ("ssm_cfg", "mamba_d_state", "ssm_state_size", "linear_num_key_heads", "index_topk", "rwkv_version")
 
 
+_MOST_LAYERS = 10_000
+"""Many times the deepest model published (126 layers, Llama-3.1-405B): more is a slip of the pen."""
+
+
 class ConfigReader:
     """Dimensions of a transformer out of the text part of a `config.json`.
 
@@ -34,12 +38,19 @@ class ConfigReader:
                 )
         self.parallel_block = self.model_type == "gptj"
         self.layers = self.integer("num_hidden_layers", "n_layer", "n_layers")
+        if self.layers > _MOST_LAYERS:
+            raise InputError(where, f"'num_hidden_layers' is {self.layers:,}", f"allowed: 1 to {_MOST_LAYERS:,}")
+        kinds = self.config.get("layer_types")
+        if kinds is not None and (not isinstance(kinds, list) or len(kinds) < self.layers):
+            got = f"{len(kinds)} entries" if isinstance(kinds, list) else repr(kinds)
+            raise InputError(where, f"'layer_types' has {got}", f"one for each of the {self.layers} layers")
         self.hidden = self.integer("hidden_size", "n_embd", "d_model")
         self.vocab = self.integer("vocab_size")
         self.heads = self.integer("num_attention_heads", "n_head", "n_heads")
         self.kv_heads = self.optional("num_key_value_heads", "num_kv_heads") or self.heads
         if self.heads % self.kv_heads:
-            raise InputError(where, f"{self.heads} heads are no multiple of {self.kv_heads} KV heads")
+            problem = f"'num_attention_heads' is {self.heads}, no multiple of 'num_key_value_heads', {self.kv_heads}"
+            raise InputError(where, problem, "every KV head serves as many heads as every other")
         self.experts = self.optional("n_routed_experts", "num_local_experts", "num_experts") or 0
         self.intermediate = self._intermediate()
         self.tied = bool(self.config.get("tie_word_embeddings", self.model_type.startswith("gemma")))

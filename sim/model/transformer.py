@@ -206,7 +206,8 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(str(path), f"is not readable as JSON ({error})") from None
+        hint = "is this the config.json of a language model?"
+        raise InputError(str(path), f"is not readable as JSON ({error})", hint) from None
     if not isinstance(content, dict):
         raise InputError(str(path), "is not a JSON object", "is this the config.json of a language model?")
     return content

@@ -13,6 +13,9 @@ from pydantic_core import ErrorDetails
 
 from sim.errors import InputError, nearest
 
+_SHOWN = 8
+"""Mistakes that one message lists: a file with more is no scenario at all."""
+
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -22,6 +25,8 @@ class _Loader(_Base):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' twice", key.start_mark)
             seen.add(key.value)
@@ -61,10 +66,12 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         data = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise InputError(place, f"is not valid YAML: found {error.problem}", "check indentation and brackets") from None
+        place = f"{where}:{mark.line + 1}" if mark and "\n" in text else where
+        raise InputError(place, f"is not valid YAML: {error.problem}", "check indentation and brackets") from None
     except yaml.YAMLError as error:
-        raise InputError(where, f"is not valid YAML: {error}") from None
+        raise InputError(where, f"is not valid YAML: {str(error).splitlines()[0]}", "write plain text") from None
+    except RecursionError:
+        raise InputError(where, "is nested too deeply", "a scenario has three or four levels") from None
     if data is None:
         raise InputError(where, "is empty", "a scenario needs at least model, cluster and workload")
     if not isinstance(data, dict):
@@ -82,8 +89,12 @@ def input_error(error: ValidationError, data: Mapping[str, Any], model: type[Bas
     if len(mistakes) == 1:
         path, problem, hint = mistakes[0]
         return InputError(f"{where}: {path}" if path else where, problem, hint)
-    lines = [f"\n  {path or 'scenario'}: {problem}" + (f"; {hint}" if hint else "") for path, problem, hint in mistakes]
-    return InputError(where, f"{len(mistakes)} mistakes" + "".join(lines))
+    lines = [
+        f"\n  {path or 'scenario'}: {problem}" + (f"; {hint}" if hint else "")
+        for path, problem, hint in mistakes[:_SHOWN]
+    ]
+    more = f"\n  ... and {len(mistakes) - _SHOWN} more" if len(mistakes) > _SHOWN else ""
+    return InputError(where, f"{len(mistakes)} mistakes" + "".join(lines) + more)
 
 
 def _mistakes(
@@ -124,7 +135,7 @@ def _explain(
         kinds = sorted(_variants(_annotation_at(path, data, model)))
         keys = f"kind: {' | '.join(kinds)}" if kinds else ", ".join(_keys_at(path, data, model))
         return got, f"write keys and values here: {keys}"
-    return got, _EXPECTED.get(kind, error["msg"]).format(**context)
+    return got, _EXPECTED.get(kind, error["msg"]).format(**context).removesuffix(".0")
 
 
 _EXPECTED = {
@@ -135,16 +146,20 @@ _EXPECTED = {
     "bool_type": "expected true or false",
     "list_type": "expected a list",
     "finite_number": "expected a finite number",
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
+    "invalid_key": "a key is a name; write it in letters",
+    "greater_than": "must be greater than {gt:,}",
+    "greater_than_equal": "must be at least {ge:,}",
+    "less_than": "must be less than {lt:,}",
+    "less_than_equal": "must be at most {le:,}",
 }
 
 
 def _shown(value: object) -> str:
     """`value` as the user wrote it in YAML, shortened."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # an alias that leads back to itself
+        text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

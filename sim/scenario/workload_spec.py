@@ -8,7 +8,9 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from sim.scenario.fields import Duration, FilePath, PositiveDuration, Section, refuse
 
-Tokens = Annotated[int, Field(ge=1)]
+MOST_TOKENS = 10**9
+"""Of a prompt or an output: a thousand times the longest context served; sums over a workload stay exact in 64 bits."""
+Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Rate = Annotated[float, Field(gt=0)]
 
 
@@ -153,8 +155,10 @@ class Fixed(Section):
 def _range(value: object) -> object:
     numbers = value if isinstance(value, list) else []
     whole = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool)]
-    if len(whole) != 2 or len(numbers) != 2 or whole[0] < 1 or whole[1] < whole[0]:
-        raise refuse(f"got {value!r}", "write [min, max], whole numbers of tokens with 1 <= min <= max")
+    if len(whole) != 2 or len(numbers) != 2 or not 1 <= whole[0] <= whole[1] <= MOST_TOKENS:
+        raise refuse(
+            f"got {value!r}", f"write [min, max], whole numbers of tokens with 1 <= min <= max <= {MOST_TOKENS:,}"
+        )
     return value
 
 
@@ -182,11 +186,11 @@ class Lognormal(Section):
     """Log-normal lengths; mean and coefficient of variation are those of the length itself, before truncation."""
 
     kind: Literal["lognormal"]
-    input_mean: Annotated[float, Field(ge=1)]
+    input_mean: Annotated[float, Field(ge=1, le=MOST_TOKENS)]
     """Mean tokens of the prompt."""
     input_cv: Annotated[float, Field(ge=0)]
     """Standard deviation of the prompt's length over its mean."""
-    output_mean: Annotated[float, Field(ge=1)]
+    output_mean: Annotated[float, Field(ge=1, le=MOST_TOKENS)]
     """Mean tokens generated."""
     output_cv: Annotated[float, Field(ge=0)]
     """Standard deviation of the generated length over its mean."""

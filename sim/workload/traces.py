@@ -72,7 +72,8 @@ def read_trace(
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(str(path), "does not exist", "give the path of a trace file")
+        hint = "some traces are downloads of their own: --set workload.arrivals.path=FILE takes a copy from anywhere"
+        raise InputError(str(path), "does not exist", hint)
     if format is not None and format not in FORMATS:
         raise InputError(str(path), f"got the unknown trace format '{format}'", nearest(format, FORMATS))
     found = format or trace_formats.detect(path)
@@ -121,7 +122,11 @@ def _slice(trace: Trace, start_s: float, end_s: float | None, path: Path) -> Tra
         inside &= trace.arrival_s < end_s
     if not inside.any():
         length = f"the trace lasts {trace.arrival_s[-1]:.6g} s"
-        raise InputError(str(path), f"holds no request from {start_s:g} s on to {end_s} s", length)
+        raise InputError(
+            str(path),
+            f"holds no request from {start_s:g} s to {'its end' if end_s is None else f'{end_s:g} s'}",
+            length,
+        )
     chosen = trace.take(np.flatnonzero(inside))
     return replace(chosen, arrival_s=chosen.arrival_s - start_s)
 
