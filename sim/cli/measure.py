@@ -66,8 +66,16 @@ def _print_left_out(folder: str, json: bool) -> None:
         return
     header = ["GPU", "kernel", "dtype", "own fit", "left out", "ratio", "bias", "foretold from"]
     lines = [
-        [row.gpu, row.kind, row.dtype, f"{row.own:.1%}", f"{row.left_out:.1%}", f"{row.ratio:.2f}", f"{row.bias:+.1%}"]
-        + [", ".join(row.relatives) + ("" if row.same_software else " (other software)")]
+        [
+            row.gpu,
+            row.kind,
+            row.dtype,
+            f"{row.own:.1%}",
+            f"{row.left_out:.1%}",
+            f"{row.ratio:.2f}",
+            f"{row.bias:+.1%}",
+            ", ".join(row.relatives) + ("" if row.same_software else " (other software)"),
+        ]
         for row in rows
     ]
     print(table(header, lines))

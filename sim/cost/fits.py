@@ -91,9 +91,10 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
 
     body = p-norm of FLOPs over the tensor peak and bytes over HBM. The last tile of tokens, where it is not full, costs
     `whole` of what it lacks (1: a whole tile; in bf16 cuBLAS picks among so many tiles that nothing is left of it). The
-    compute time is never less than `serial` times that of one tile on its SM, which runs through all of k. Filling and
-    draining that pipeline costs `depth_s` x (k / 4096) ^ `depth_power`: power 1 where one thread block does all of k, 1/2
-    at the best split of k over thread blocks (s of them leave k/s steps and s partial sums to add).
+    last wave of tiles leaves SMs idle for `serial` of the time of one tile, which runs through all of k (almost none in
+    bf16, where cuBLAS splits k). Filling and draining that pipeline costs `depth_s` x (k / 4096) ^ `depth_power`: power 1
+    where one thread block does all of k, 1/2 at the best split of k over thread blocks (s of them leave k/s steps and s
+    partial sums to add).
 
     A quantised activation is first read in bf16 and written in its own format by a kernel of its own (its launch is part
     of `launch_s`): a thread block a token, of `quantise_row_s`, and `quantise` bytes a cycle on every SM.
@@ -104,8 +105,7 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     activation = weight if quantised else ACTIVATION_BYTES
     hbm, peak = gpu.hbm_bytes_per_s, peak_flops_per_s(gpu, dtype)
     one_tile_s = 2 * np.clip(m, TILE / 2, TILE) * TILE * k / (peak / gpu.sm_count)
-    compute_s = 2 * _rows(m, c.get("whole", 0.0)) * n * k / (c["compute"] * peak)
-    compute_s = (compute_s**4 + (c["serial"] * one_tile_s) ** 4) ** 0.25
+    compute_s = (2 * _rows(m, c.get("whole", 0.0)) * n * k / peak + c["serial"] * one_tile_s) / c["compute"]
     moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c["activation"] * hbm)
     memory_s = n * k * weight / (c["memory"] * hbm) + moved_s
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])

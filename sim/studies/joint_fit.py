@@ -19,7 +19,7 @@ from sim.hardware.gpu import Gpu
 from sim.studies.kernel_kinds import KernelKind
 from sim.studies.kernel_tables import Table
 
-TO_SHARED = 0.03
+TO_SHARED = 0.02
 """Weight of a constant's log distance from the shared one beside the root mean square log error of a GPU's rows."""
 TO_START = 0.01
 """The same for the shared constants and their start, where several GPUs are fitted together."""
@@ -31,7 +31,7 @@ _MOST_EVALUATIONS = 60
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "whole": (1e-3, 1.0),
     "overlap": (0.7, 16.0),
-    "depth_power": (0.3, 1.2),
+    "depth_power": (0.1, 1.2),
     "serial": (1e-3, 3.0),
     "softmax": (0.05, 10.0),
     "combine": (0.1, 100.0),
