@@ -14,11 +14,11 @@ from sim.engine.in_time import order_in_time
 from sim.engine.recorder import Recorder
 from sim.engine.router import make_router
 from sim.engine.scaling import Scaling
-from sim.errors import DoesNotFit, located
-from sim.results.checks import run_checks
+from sim.errors import DoesNotFit, InputError, located
+from sim.results.checks import over_length, run_checks
 from sim.results.latency import Latency
 from sim.results.provenance import Regime, extrapolations, provenance
-from sim.results.result import Result
+from sim.results.result import Columns, Result
 from sim.results.speculation import speculation_notes
 from sim.results.walls import Walls, shortest_iteration_s
 from sim.scenario import Scenario
@@ -58,11 +58,23 @@ def simulate(scenario: Scenario, progress: Progress | None = None, scaling: Scal
     with located(scenario.where):
         workload = scenario.build_workload()
         fleet = Fleet(scenario, workload, scaling)
+        _check_budget(scenario, fleet.max_model_len)
         if not fleet.memory.fits:
             raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
         run = _Run(fleet, workload, progress)
     outcome = run.cluster.run(scenario.workload.time_limit_s)
     return run.result(outcome, started_s)
+
+
+def _check_budget(scenario: Scenario, max_model_len: int) -> None:
+    """Refuses, as vLLM does at start-up, a token budget that whole prompts (recomputed ones too) may not fit into."""
+    engine = scenario.engine
+    if engine.enable_chunked_prefill or engine.max_num_batched_tokens >= max_model_len:
+        return
+    problem = (
+        f"got {engine.max_num_batched_tokens} without chunked prefill, less than max_model_len ({max_model_len:,})"
+    )
+    raise InputError("engine.max_num_batched_tokens", problem, "raise it, or set enable_chunked_prefill: true")
 
 
 class _Run:
@@ -135,7 +147,11 @@ class _Run:
             num_gpus=sum(len(pool.gpu_names) for pool in fleet.pools),
             exit_s=preset.exit_s,
             oom=self._oom(outcome),
-            notes=[*dict.fromkeys(notes), *([outcome.stuck] if outcome.stuck else [])],
+            notes=[
+                *dict.fromkeys(notes),
+                *_cut_short(requests, fleet.max_model_len),
+                *([outcome.stuck] if outcome.stuck else []),
+            ],
             provenance=origins,
             scenario_object=scenario,
         )
@@ -146,6 +162,7 @@ class _Run:
             result.end_s,
             min(shortest_iteration_s(pool) for pool in fleet.pools),
             self.workload.concurrency,
+            fleet.max_model_len,
         )
         result.self_checks.append(latency.check())
         result.wall_seconds = time.perf_counter() - started_s
@@ -169,6 +186,16 @@ class _Run:
             "needed_bytes": (failure.blocks_short + pool.free) * block_bytes,
             "free_bytes": pool.free * block_bytes,
         }
+
+
+def _cut_short(requests: Columns, max_model_len: int) -> list[str]:
+    """A note if the engine ended requests at `max_model_len`, before they had all their tokens."""
+    short = int((over_length(requests, max_model_len) > 0).sum())
+    return (
+        [f"{short:,} requests reached max_model_len ({max_model_len:,}) before they had all their tokens"]
+        if short
+        else []
+    )
 
 
 def _status(outcome: Outcome) -> str:

@@ -104,3 +104,12 @@ def test_a_cut_run_keeps_its_laws() -> None:
     held = checks(cut, min_iteration_s=0.2)
     assert all(held.values()), held
     assert cut.summary["failed"] == 3  # the one that was never due did not fail
+
+
+def test_what_a_finished_request_lacks_is_explained_by_max_model_len_or_by_nothing() -> None:
+    result = two_users()
+    result.requests["output_tokens"][0] += 3
+    total = int(result.requests["input_tokens"][0] + result.requests["generated_tokens"][0])
+    assert not checks(result)["tokens conserved"]
+    assert checks(result, max_model_len=total)["tokens conserved"]
+    assert not checks(result, max_model_len=total - 1)["tokens conserved"]

@@ -194,3 +194,12 @@ def test_the_way_to_the_client_shifts_stamps_but_no_gap() -> None:
     assert far.summary["p99_itl_ms"] == near.summary["p99_itl_ms"]
     assert far.summary["mean_ttft_ms"] == near.summary["mean_ttft_ms"] + 4000
     assert far.summary["duration"] == 7.75
+
+
+def test_the_peak_of_a_run_of_a_century_needs_no_array_of_its_seconds() -> None:
+    result = two_users()
+    result.steps["start_s"][-1] += 4e9  # its tokens now stand alone
+    assert 1 <= peak_tokens_per_s(result) <= 5
+    near = two_users()
+    near.steps["start_s"][-1] += 4e3
+    assert peak_tokens_per_s(result) == peak_tokens_per_s(near)

@@ -119,3 +119,18 @@ def test_a_topology_file_that_is_none(tmp_path: Path) -> None:
         plan_memory(Scenario.load(path, {"cluster.topology": str(path)}))
     with pytest.raises(InputError, match="is not readable as YAML"):
         plan_memory(Scenario.load(path, {"cluster.topology": str(tmp_path)}))
+
+
+def test_requests_end_at_max_model_len_and_the_result_says_so(tmp_path: Path) -> None:
+    result = simulate(Scenario.load(written(tmp_path, {"engine.max_model_len": 260})))
+    assert result.requests["generated_tokens"].tolist() == [4] * 4
+    assert all(check["held"] for check in result.self_checks)
+    assert "4 requests reached max_model_len (260) before they had all their tokens" in result.notes
+
+
+def test_whole_prompts_need_a_budget_that_holds_them(tmp_path: Path) -> None:
+    whole = {"engine.enable_chunked_prefill": False, "engine.max_num_seqs": 128}
+    scenario = Scenario.load(written(tmp_path, whole | {"engine.max_num_batched_tokens": 287}))
+    with pytest.raises(InputError, match=r"max_num_batched_tokens: got 287 without chunked prefill.*\(288\)"):
+        simulate(scenario)
+    assert simulate(scenario.with_overrides({"engine.max_num_batched_tokens": 288})).status == "done"

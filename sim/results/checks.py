@@ -26,6 +26,7 @@ def run_checks(
     end_s: float,
     min_iteration_s: Floats | float = 0.0,
     concurrency: int | None = None,
+    max_model_len: int | None = None,
 ) -> list[Check]:
     """Every law on the records of one run, in a fixed order.
 
@@ -33,10 +34,11 @@ def run_checks(
         end_s: when the clock stopped, or the last client had its last token, whichever is later.
         min_iteration_s: for each segment (or all alike), the bytes an iteration must read over the HBM bandwidth.
         concurrency: users of a closed loop; None for an open one.
+        max_model_len: most tokens of prompt and output, at which the engine ends a request; None: no limit.
     """
     checks = [
         requests_add_up(requests),
-        tokens_conserved(requests),
+        tokens_conserved(requests, max_model_len),
         life_in_order(requests, end_s),
         littles_law(requests, end_s),
         gaps_add_up(requests, steps, irregular_gaps_s),
@@ -57,17 +59,32 @@ def requests_add_up(requests: Columns) -> Check:
     return _check("requests add up", sum(counts) == sent, detail)
 
 
-def tokens_conserved(requests: Columns) -> Check:
-    """Tokens asked = generated + those of rejected requests + those cut off; a finished request got all of its own."""
+def tokens_conserved(requests: Columns, max_model_len: int | None = None) -> Check:
+    """Tokens asked = generated + those of rejected requests + those cut off + those over `max_model_len`.
+
+    A finished request got all of its own up to that length.
+    """
     asked, generated, status = requests["output_tokens"], requests["generated_tokens"], requests["status"]
-    missing = asked - generated
+    over = over_length(requests, max_model_len)
+    missing = asked - generated - over
     rejected, cut = int(missing[status == REJECTED].sum()), int(missing[status == CUT].sum())
     whole = (
         (missing[status == FINISHED] == 0).all() and (generated[status == REJECTED] == 0).all() and (missing >= 0).all()
     )
-    total = int(generated.sum()) + rejected + cut
+    total = int(generated.sum()) + rejected + cut + int(over.sum())
     detail = f"{int(asked.sum())} asked = {int(generated.sum())} generated + {rejected} rejected + {cut} cut"
+    if over.any():
+        detail += f" + {int(over.sum())} over max_model_len"
     return _check("tokens conserved", whole and total == int(asked.sum()), detail)
+
+
+def over_length(requests: Columns, max_model_len: int | None) -> NDArray[np.int64]:
+    """Tokens of each finished request that it did not get because prompt and output together reached `max_model_len`."""
+    asked = np.asarray(requests["output_tokens"], dtype=np.int64)
+    if max_model_len is None:
+        return np.zeros_like(asked)
+    over = np.clip(requests["input_tokens"] + asked - max_model_len, 0, None)
+    return np.where(requests["status"] == FINISHED, over, 0)
 
 
 def life_in_order(requests: Columns, end_s: float) -> Check:
@@ -109,7 +126,9 @@ def gaps_add_up(requests: Columns, steps: Columns, irregular_gaps_s: Floats) -> 
     begun = ~np.isnan(requests["first_token_s"])
     tokens = int(np.maximum(requests["generated_tokens"][begun] - 1, 0).sum())
     gaps = int(np.dot(steps["itl_tokens"], steps["iterations"])) + len(irregular_gaps_s)
-    gaps += int(steps["extra_tokens"].sum()) if "extra_tokens" in steps else 0  # accepted together: no time between them
+    gaps += (
+        int(steps["extra_tokens"].sum()) if "extra_tokens" in steps else 0
+    )  # accepted together: no time between them
     finished = ~np.isnan(requests["finish_s"][begun])
     decode_s = float((requests["finish_s"][begun] - requests["first_token_s"][begun])[finished].sum())
     gap_s = float(np.dot(steps["itl_tokens"], segment_s(steps))) + float(np.sum(irregular_gaps_s))
