@@ -51,10 +51,13 @@ def median(name: str, metric: str) -> float:
 def test_a_shipped_scenario_has_a_name_and_asks_a_question(name: str) -> None:
     text = FILES[name].read_text(encoding="utf-8")
     scenario = Scenario.load(FILES[name])
-    assert scenario.name == name
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
-    assert scenario.description.endswith("?")
-    assert text.startswith("# yaml-language-server: $schema=../schema/scenario.schema.json\n")
+    folder, _, own = name.rpartition("/")
+    assert scenario.name == own
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", own)
+    # in a folder, the question is what tells its scenarios apart: they are compared
+    assert scenario.description.endswith("." if folder else "?")
+    up = "../" * (name.count("/") + 1)
+    assert text.startswith(f"# yaml-language-server: $schema={up}schema/scenario.schema.json\n")
 
 
 @pytest.mark.parametrize("name", FILES)
