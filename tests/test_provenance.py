@@ -11,7 +11,7 @@ import pytest
 from sim import Scenario, simulate
 from sim.hardware.gpu import gpu_names, load_gpu
 from sim.results.export import record, to_json
-from sim.results.provenance import RELATIVE, Origin, extrapolations, kind_of
+from sim.results.provenance import SAME_SILICON, SHARED_ERROR, Origin, extrapolations, kind_of
 from sim.results.result import Result
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "kernels"
@@ -60,10 +60,16 @@ def test_numbers_are_datasheet_fitted_measured_or_assumed() -> None:
 def test_a_gpu_nobody_measured_borrows_and_says_so() -> None:
     result = run(**{"cluster.gpu": "l40s"})
     gemm = by_number(result)["l40s: gemm bf16"]
-    own = load_gpu("a100-sxm-80gb").kernels["gemm"]["bf16"].error["mape"]
-    assert gemm["error"] == pytest.approx(RELATIVE * own)
-    assert gemm["extrapolated"] == "constants of a100-sxm-80gb on the datasheet of l40s"
+    assert gemm["error"] == SHARED_ERROR["gemm"]
+    assert gemm["extrapolated"] == "constants of all measured GPUs on the datasheet of l40s"
     assert any(note.startswith("extrapolated: l40s: gemm bf16, l40s: prefill_attention bf16") for note in result.notes)
+
+
+def test_a_gpu_of_measured_silicon_errs_a_little_more() -> None:
+    gemm = by_number(run(**{"cluster.gpu": "h100-nvl"}))["h100-nvl: gemm bf16"]
+    own = load_gpu("h100-sxm").kernels["gemm"]["bf16"].error["mape"]
+    assert gemm["error"] == pytest.approx(SAME_SILICON * own)
+    assert gemm["extrapolated"] == "constants of h100-sxm on the datasheet of h100-nvl"
 
 
 def test_what_lies_beyond_the_measured_shapes_is_named() -> None:
