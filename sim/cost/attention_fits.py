@@ -69,8 +69,9 @@ def prefill_attention(
     A score costs 4 x head_dim FLOPs on the tensor cores and a softmax, `softmax` times as fast as an exponential after its
     other instructions would be (both run at once where it is above 1); tiles add `tile` rows and columns. Queries, keys,
     values and outputs pass HBM; keys and values are gathered from their pages, and converted, at `kv` bytes a cycle on every
-    SM. A tile of queries costs `block_s` of its SM to begin and end. The kernel ends with its longest row of tiles, alone on
-    its SM: `tail` of that row is paid on top. Every kernel of the chain costs `launch_s`.
+    SM, and take a thread block of `row_s` a token to write. A tile of queries costs `block_s` of its SM to begin and end. The
+    kernel ends with its longest row of tiles, alone on its SM: `tail` of that row is paid on top. Every kernel of the chain
+    costs `launch_s`. Nothing of this overlaps.
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
     heads, kv_heads, head_dim = array(heads), array(kv_heads), array(head_dim)
@@ -84,11 +85,12 @@ def prefill_attention(
     memory_s = sequences * ((queries_bytes + keys_bytes) / gpu.hbm_bytes_per_s + gather_s)
     row = keys if window is None else np.minimum(keys, window)
     tail_s = c["tail"] * software.query_tile * row * score_s * gpu.sm_count
-    memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
+    memory, compute = smooth_body(compute_s, memory_s, c.get("overlap", 1.0))
     # queries come and outputs go while a tile multiplies nothing
-    blocks_s = c["block_s"] * sequences * heads * (new / software.query_tile + 0.5) / gpu.sm_count
+    blocks_s = c["block_s"] * heads * (new / software.query_tile + 0.5) / gpu.sm_count
+    rows_s = c["row_s"] * new / gpu.sm_count
     launch_s = c["launch_s"] * software.prefill_launches
-    return KernelTime(launch_s + tail_s + np.zeros_like(compute), memory + blocks_s, compute)
+    return KernelTime(launch_s + tail_s + np.zeros_like(compute), memory + sequences * (blocks_s + rows_s), compute)
 
 
 def decode_attention(

@@ -23,6 +23,7 @@ _NOTHING = (
     "expert_s",
     "tile_s",
     "block_s",
+    "row_s",
     "tile",
     "tail",
     "serial",

@@ -19,7 +19,7 @@ from sim.cost.measured_corrections import spoilt_rows
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu, KernelFit, gpu_names, load_gpu, shared_kernels
 from sim.studies.joint_fit import TO_START, JointFit, Part, fit, in_cycles
-from sim.studies.kernel_kinds import KERNEL_KINDS, SKEWED, KernelKind
+from sim.studies.kernel_kinds import KERNEL_KINDS, SKEWED, KernelKind, library
 from sim.studies.kernel_tables import Table, read_table
 
 FIT_ROWS = 1500
@@ -40,7 +40,8 @@ class ErrorRow:
     kind: str
     dtype: str
     rows_of: str
-    """`headline` (for GEMMs n, k >= 512; prompts and contexts of 256 tokens or more) or `all`."""
+    """`headline` (for GEMMs n, k >= 512; prompts and contexts of 256 tokens or more; experts of the
+    commonest library) or `all`."""
     n: int
     mape: float
     median_abs_error: float
@@ -200,9 +201,7 @@ def software(kind: KernelKind, table: Table) -> str:
     """What distinguishes the kernels of one kind: for experts the library of most rows, for the others the table's file."""
     if kind.kind != "moe" or "kernel_source" not in table:
         return kind.file
-    names, counts = np.unique(table["kernel_source"], return_counts=True)
-    most = str(names[np.argmax(counts)])
-    return next((library for library in ("trtllm", "cutlass", "marlin") if library in most), "triton")
+    return library(str(table["kernel_source"][kind.headline(table)][0]))
 
 
 def table_folder(folder: Path, gpu: Gpu) -> Path:

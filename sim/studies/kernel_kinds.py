@@ -157,8 +157,20 @@ def _decode_mla(dtype: str, module: bool) -> Predict:
     return predict
 
 
-def _all_rows(table: Table) -> NDArray[np.bool_]:
-    return np.ones(len(table["latency_s"]), dtype=bool)
+def _common_software(table: Table) -> NDArray[np.bool_]:
+    """Rows that the library of most rows served: the constants describe one implementation, and for a few models an engine
+    takes another."""
+    if "kernel_source" not in table:
+        return np.ones(len(table["latency_s"]), dtype=bool)
+    names, place, counts = np.unique(table["kernel_source"], return_inverse=True, return_counts=True)
+    libraries = np.array([library(str(name)) for name in names])
+    most = max(dict.fromkeys(libraries), key=lambda one: counts[libraries == one].sum())
+    return np.asarray((libraries == most)[place])
+
+
+def library(kernel_source: str) -> str:
+    """The library of an expert kernel, as its name in the tables tells."""
+    return next((name for name in ("trtllm", "cutlass", "marlin") if name in kernel_source), "triton")
 
 
 def _large(table: Table) -> NDArray[np.bool_]:
@@ -199,7 +211,7 @@ _GEMM = {
 }  # fmt: skip
 _QUANTISE = {"quantise_row_s": 1 * _US, "quantise": 6.0, "whole": 0.5}
 _PREFILL = {
-    "launch_s": 4 * _US, "block_s": 1 * _US, "compute": 0.8, "softmax": 1.2, "tile": 30.0, "kv": 3.0, "overlap": 1.0,
+    "launch_s": 4 * _US, "block_s": 1 * _US, "row_s": 0.1 * _US, "compute": 0.8, "softmax": 1.2, "tile": 30.0, "kv": 3.0,
     "tail": 0.5,
 }  # fmt: skip
 _DECODE = {
@@ -291,7 +303,7 @@ def _moes() -> list[KernelKind]:
         where: dict[str, str | int] = {"moe_dtype": _MOE_NAMES.get(dtype, dtype), "distribution": "balanced"}
         start, held = (_MOE, {}) if dtype == "bf16" else (_MOE | _STREAM, _LIKE_BF16)
         file = "moe/moe_perf.parquet"
-        kinds.append(KernelKind("moe", dtype, file, where, shape, start, _moe(dtype), _all_rows, held=held))
+        kinds.append(KernelKind("moe", dtype, file, where, shape, start, _moe(dtype), _common_software, held=held))
     return kinds
 
 
