@@ -279,3 +279,13 @@ def test_each_pool_has_its_own_kind_of_gpu() -> None:
 def test_a_pool_with_stages_is_refused() -> None:
     with pytest.raises(InputError, match="pipeline"):
         simulate(scenario(decode={"pipeline_parallel_size": 2}))
+
+
+@pytest.mark.parametrize("granularity", ["leap", "step"])
+@pytest.mark.parametrize("cut_s", [0.2, 0.777, 1.5, 2.2])
+def test_a_run_that_is_cut_has_whole_tokens(cut_s: float, granularity: str) -> None:
+    """Some wait, some are on their way, some decode in the middle of a leap: tokens and gaps still add up."""
+    slow = {"prefill": {"replicas": 8}, "cluster": {"topology": "cloud-h100-10gbe", "nodes": 2}}
+    found = run(scenario(**slow, workload=MIXED | {"time_limit": f"{cut_s} s"}, granularity=granularity))
+    assert found.status == "timed_out"
+    assert found.summary["cut"] > 0

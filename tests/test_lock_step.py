@@ -21,6 +21,7 @@ from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Columns, Recorder
 from sim.engine.replica import Replica
 from sim.engine.router import LeastOutstanding
+from sim.errors import InputError
 from sim.model.operators import operators
 from sim.results.result import Result
 from sim.results.walls import Walls
@@ -96,6 +97,11 @@ def test_every_law_holds_and_nothing_is_lost(case: str) -> None:
 def test_it_is_the_same_at_every_granularity(granularity: str) -> None:
     leap, other = run(scenario()), run(scenario(granularity=granularity))
     assert leap.requests["finish_s"].tobytes() == other.requests["finish_s"].tobytes()
+
+
+def test_swapping_is_refused() -> None:
+    with pytest.raises(InputError, match="swap"):
+        simulate(scenario(engine={"on_kv_full": "swap"}))
 
 
 def test_prefill_and_decode_groups_apart() -> None:

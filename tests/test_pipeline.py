@@ -175,7 +175,7 @@ def test_the_period_of_a_lane_is_that_of_a_cyclic_flow_shop(stages: int) -> None
         passage_s = cost.host_s[1] + sum(each_s) + sum(table[1] for table in cost.hand_over_s)
         period_s = max(passage_s, stages * max(each_s), stages * cost.host_s[1])
         assert took_s == pytest.approx(period_s, rel=1e-4)  # contexts grow by a token in between
-    assert (found.walls_ms_per_token["pipeline_bubble"] > 0.05) == (stages > 2)
+    assert (found.walls_ms_per_token["pipeline_bubble"] > 0.02) == (stages > 2)
 
 
 def test_an_even_pipeline_has_the_smallest_bubble() -> None:

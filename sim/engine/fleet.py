@@ -142,6 +142,9 @@ class Fleet:
         if isinstance(cost, SpeculativeCost):
             return self._speculative(index, cost, limits, blocks, done)
         if engine.on_kv_full == "swap":
+            if pool.lock_step:
+                where = f"{self.scenario.where}: engine.on_kv_full"
+                raise InputError(where, "got swap with replicas in lock-step", "use preempt")
             return self._swapping(index, cost, limits, blocks, done)
         scheduler = policy(limits, blocks, cost.windows)
         if pool.lock_step:
