@@ -72,6 +72,9 @@ class _ShardRouter:
     def over(self, replica: ServingReplica) -> None:
         return
 
+    def changed(self, replica: ServingReplica) -> None:
+        self._router.changed(replica)
+
 
 def simulate_in_shards(scenario: Scenario, workers: Workers, shards: int | None = None) -> Result:
     """The result of `sim.simulate.simulate(scenario)`, to the last digit, from `shards` processes.
@@ -164,6 +167,8 @@ def _refuse_dependent(scenario: Scenario, fleet: Fleet) -> None:
     if deployment.router not in BLIND_ROUTERS:
         problem = f"got the router {deployment.router}, which looks at the replicas"
         raise InputError(where, problem, f"use {' or '.join(BLIND_ROUTERS)}, or {hint}")
+    if getattr(deployment, "events", None) or getattr(deployment, "autoscale", None):
+        raise InputError(where, "got replicas that come and go, so that the router has others to choose from", hint)
     load = fleet_load(scenario)
     if load:
         raise InputError(where, f"got {load}, so that arrivals depend on answers", hint)
