@@ -311,3 +311,53 @@ def test_wrong_arguments_end_with_2_and_say_which(tmp_path: Path, arguments: lis
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_does_not_fit_is_an_answer_with_its_name_and_question(tmp_path: Path) -> None:
+    done = twowalls("run", write(tmp_path, model="llama-3.1-70b", description="Does it fit?"), folder=tmp_path)
+    assert done.returncode == 3
+    assert done.stdout.startswith(
+        "small: infeasible\nDoes it fit?\n\nVerdict\n  - It does NOT fit. n0.g0: 141.1 GB weights"
+    )
+    assert "What would hold what the scenario asks for\n  - " in done.stdout
+
+
+def test_an_assertion_about_a_run_cut_at_its_time_limit_counts(tmp_path: Path) -> None:
+    asked = {"assert": ["output_throughput > 1e9"]}
+    done = twowalls("run", write(tmp_path, **asked), "--set", "workload.time_limit=1 s", folder=tmp_path)
+    assert (done.returncode, "= Serving Benchmark Result =" in done.stdout) == (1, True)
+    assert "asserted: does not hold" in done.stderr
+
+
+def test_json_begins_with_the_date_as_that_of_vllm_does(tmp_path: Path) -> None:
+    found = json.loads(twowalls("run", write(tmp_path), "--json", folder=tmp_path).stdout)
+    assert next(iter(found)) == "date"
+    assert len(found["date"]) == len("20261122-160000")
+
+
+@pytest.mark.parametrize(("asked", "exit_code"), [([], 0), (["ttft.p99 < 1 us"], 1)])
+def test_a_reader_that_leaves_changes_nothing(tmp_path: Path, asked: list[str], exit_code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "sim", "run", write(tmp_path, **{"assert": asked}), "--out", "kept"],
+        cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode == exit_code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "kept" / "summary.json").is_file()
+
+
+def test_an_interrupt_before_the_first_import_is_done_has_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'sim.cli.run': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from sim.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,3 +95,19 @@ def test_walls_are_drawn_in_their_order(full: Result) -> None:
         "all-reduce latency",
     ]
     assert axes.get_title() == "busy: 17.00 ms a token"
+
+
+def test_many_gpus_alike_share_a_bar(full: Result) -> None:
+    first = full.ledger.per_gpu[0]
+    crowd = SimpleNamespace(per_gpu=[SimpleNamespace(**vars(first) | {"gpu": f"n0.g{n}"}) for n in range(32)])
+    axes = plots.memory_ledger(replace(full, ledger=crowd, kv_blocks=1)).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["n0.g0 .. n0.g31 (32)"]
+
+
+def test_the_title_of_the_ledger_lies_on_the_page(full: Result) -> None:
+    name = "a-scenario-with-a-name-that-is-longer than-the-narrow-figure-of-two-gpus-is-wide"
+    figure = plots.memory_ledger(replace(full, scenario=full.scenario | {"name": name}))
+    figure.draw_without_rendering()
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 >= 0
+    assert title.x1 <= figure.bbox.width

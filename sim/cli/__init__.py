@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,6 +18,9 @@ from sim.cli.run import register as register_run
 from sim.cli.studies import register as register_studies
 from sim.cli.whatif import register as register_whatif
 from sim.errors import TwoWallsError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 app = typer.Typer(
     name="twowalls",
@@ -36,6 +42,9 @@ register_whatif(app)
 
 def main() -> None:
     """The entry point: user errors become one message on standard error and their exit code, never a traceback."""
+    output = sys.stdout
+    if output is sys.__stdout__ and output is not None and not output.isatty():
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Pipe(1, "w", closefd=False)), output.encoding)
     try:
         app()
     except TwoWallsError as error:
@@ -44,6 +53,21 @@ def main() -> None:
         _refuse(f"{error.filename or 'file'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         _refuse("interrupted", 130)
+
+
+class _Pipe(io.FileIO):
+    """Standard output whose reader may leave early (`| head`).
+
+    What nobody reads is dropped, and the work goes on to its own exit code: files are still written, and the shell does not
+    take the reader's leaving for a failed assertion.
+    """
+
+    def write(self, data: Buffer, /) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(data)
 
 
 def _refuse(message: str, exit_code: int) -> None:

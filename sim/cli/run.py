@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,6 +83,8 @@ def run(
         overrides["granularity"] = granularity
     loaded = load_each(scenarios, overrides)
     timeout_s = None if timeout is None else parse(timeout, "s", "--timeout")
+    if timeout_s is not None and timeout_s <= 0:
+        raise InputError("--timeout", f"got '{timeout}'", "write a time longer than zero, such as 30 s")
     if len(loaded) == 1 and executor is None:
         scenario = loaded[0][1]
         if isinstance(scenario, TwoWallsError):
@@ -121,6 +124,10 @@ def _run_alone(job: Job, folder: Path | None, num_requests: int | None, json: bo
         print_json(_record(asdict(row), job.scenario) | bars.record)
     elif row.answer:
         print("\n\n".join([row.answer, *bars.lines]))
+    elif row.status == "infeasible":
+        from sim.results.console import refusal
+
+        print(refusal(job.scenario, row.reason.removeprefix(f"{job.where}: ")))
     if row.reason:
         say(f"{row.status}: {row.reason}")
     return row.exit_code
@@ -141,7 +148,8 @@ def _record(entry: Mapping[str, Any], scenario: dict[str, Any] | None) -> dict[s
 
     reason, record = entry["reason"], entry["record"]
     if record is not None:
-        return {**record, "wall_seconds": entry["wall_seconds"], **({"reason": reason} if reason else {})}
+        date = datetime.now().strftime("%Y%m%d-%H%M%S")  # first of vLLM's keys
+        return {"date": date, **record, "wall_seconds": entry["wall_seconds"], **({"reason": reason} if reason else {})}
     return {
         "status": entry["status"],
         "reason": reason,

@@ -91,7 +91,7 @@ def memory_table(ledger: Any) -> str:
     alike: dict[tuple[str, ...], list[str]] = {}
     for gpu in ledger.per_gpu:
         alike.setdefault(tuple(f"{getattr(gpu, name) / 1e9:.2f}" for name in _CLASSES), []).append(gpu.gpu)
-    rows = [[_span(names), *cells] for cells, names in alike.items()]
+    rows = [[span(names), *cells] for cells, names in alike.items()]
     lines = [
         "Memory of each GPU in GB (1e9 bytes)",
         textwrap.indent(table(["GPU", *_CLASSES.values()], rows), "  "),
@@ -101,7 +101,8 @@ def memory_table(ledger: Any) -> str:
     return "\n".join(lines)
 
 
-def _span(names: Sequence[str]) -> str:
+def span(names: Sequence[str]) -> str:
+    """Names of GPUs alike in one cell: the first, the last and how many."""
     return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)})"
 
 
@@ -118,11 +119,8 @@ def walls_table(walls_ms_per_token: Mapping[str, float]) -> str:
 
 def render(result: Result, verified: Sequence[Verified] = ()) -> str:
     """The whole answer of one run."""
-    parts = [f"{result.name}: {result.status}"]
-    if result.scenario.get("description"):
-        parts[0] += "\n" + textwrap.fill(str(result.scenario["description"]), _PAGE)
-    if len(result.steps["start_s"]):
-        parts.append(benchmark_table(result.summary) + "\n" + textwrap.fill(_DEFINITIONS, _PAGE))
+    parts = [_asked(result.scenario, result.status)]
+    parts.append(benchmark_table(result.summary) + "\n" + textwrap.fill(_DEFINITIONS, _PAGE))
     if result.ledger is not None:
         parts.append(memory_table(result.ledger))
     if any(ms > 0 for ms in result.walls_ms_per_token.values()):
@@ -132,6 +130,21 @@ def render(result: Result, verified: Sequence[Verified] = ()) -> str:
         parts.append("Assertions\n" + "\n".join(_item(_assertion(line)) for line in verified))
     parts.append(textwrap.fill(self_checks_line(result.self_checks), _PAGE))
     parts += ["\n".join(["Notes", *(_item(note) for note in result.notes)])] if result.notes else []
+    return "\n\n".join(parts)
+
+
+def _asked(scenario: Mapping[str, Any], status: str) -> str:
+    """Name and status of a run, and the question that its scenario asks."""
+    question = str(scenario.get("description", ""))
+    return f"{scenario.get('name', 'scenario')}: {status}" + (f"\n{textwrap.fill(question, _PAGE)}" if question else "")
+
+
+def refusal(scenario: Mapping[str, Any], reason: str) -> str:
+    """The answer for a scenario that does not fit: `reason` is why, and on further lines what would."""
+    why, *remedies = reason.splitlines()
+    parts = [_asked(scenario, "infeasible"), f"Verdict\n{_item(f'It does NOT fit. {why}')}"]
+    if remedies:
+        parts.append("What would hold what the scenario asks for\n" + "\n".join(_item(one.strip()) for one in remedies))
     return "\n\n".join(parts)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sim.results.console import span
 from sim.results.gaps import Floats
 from sim.results.metrics import gap_pool, latencies, segment_s
 from sim.results.result import Result
@@ -32,6 +34,8 @@ _WALL_COLOURS = {
 }  # fmt: skip
 _POINTS = 2000
 """A line has at most so many points: more cannot be told apart on a page."""
+_MOST_BARS = 16
+"""GPUs that are drawn one by one."""
 _BINS = 300
 """Stretches of time that stand for a line of more points: their mean, and the band from lowest to highest."""
 
@@ -58,7 +62,7 @@ def timeline(result: Result) -> Figure:
         times, values = _over_time(result, column)
         _draw_over_time(people, times, values, colour, label=column)
     people.set_ylabel("requests")
-    people.set_ylim(bottom=0)
+    people.set_ylim(0, 1.18 * people.get_ylim()[1])  # room for the legend above the curves
     people.legend(loc="upper right", frameon=False, ncols=2)
     people.set_xlabel("simulated time (s)")
     people.set_xlim(0, max(result.end_s, 1e-9))
@@ -137,11 +141,10 @@ def _log_if_skewed(axes: Axes, values: Floats) -> None:
 
 
 def memory_ledger(result: Result) -> Figure:
-    """What fills the memory of each GPU."""
-    gpus = result.ledger.per_gpu
+    """What fills the memory of each GPU; of many, one bar for those alike."""
+    gpus, names = _bars(result.ledger.per_gpu)
     figure, axes = _figure(max(5.0, 2.5 + 0.55 * len(gpus)), 4.8)
     bottom = np.zeros(len(gpus))
-    names = [gpu.gpu for gpu in gpus]
     for attribute, (name, colour) in _CLASS_COLOURS.items():
         sizes = np.array([getattr(gpu, attribute) / 1e9 for gpu in gpus])
         bars = axes.bar(names, np.maximum(sizes, 0), bottom=bottom, color=colour, label=name, width=0.7)
@@ -157,12 +160,23 @@ def memory_ledger(result: Result) -> Figure:
     axes.set_ylabel("GB (1e9 bytes)")
     axes.set_xlim(-0.6, len(gpus) - 0.4)
     axes.grid(axis="x", visible=False)
-    axes.set_title(f"{result.name}: memory of each GPU")
-    if len(gpus) > 4:
+    figure.suptitle(textwrap.fill(f"{result.name}: memory of each GPU", int(9 * figure.get_figwidth())))
+    if len(gpus) > 4 or len(gpus) < len(result.ledger.per_gpu):
         axes.tick_params(axis="x", labelrotation=90 if len(gpus) > 16 else 45, labelsize=8)
     axes.set_ylim(0, 1.08 * max(float(bottom.max()), *(gpu.capacity_bytes / 1e9 for gpu in gpus)))
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return figure
+
+
+def _bars(gpus: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The GPUs to draw, and what to write under each."""
+    if len(gpus) <= _MOST_BARS:
+        return list(gpus), [gpu.gpu for gpu in gpus]
+    alike: dict[tuple[float, ...], list[Any]] = {}
+    for gpu in gpus:
+        key = tuple(getattr(gpu, name) for name in (*_CLASS_COLOURS, "capacity_bytes", "usable_bytes"))
+        alike.setdefault(key, []).append(gpu)
+    return [same[0] for same in alike.values()], [span([gpu.gpu for gpu in same]) for same in alike.values()]
 
 
 def token_by_wall(result: Result) -> Figure:

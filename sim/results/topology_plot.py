@@ -14,7 +14,7 @@ _COLOUR = {"gpu": "#76b900", "nvswitch": "#3c6e00", "pcie_switch": "#b0b0b0", "c
            "switch": "#2171b5"}  # fmt: skip
 _LINK_COLOUR = {"nvlink": "#4d9221", "infinity_fabric": "#c51b7d", "infiniband": "#2171b5", "ethernet": "#d94801"}
 _WIDEST = 7.0
-_MOST_NODES = 4
+_MOST_NODES = 2
 
 
 def draw_topology(topology: Topology, path: Path, most_nodes: int = _MOST_NODES) -> None:
@@ -42,7 +42,8 @@ def draw_topology(topology: Topology, path: Path, most_nodes: int = _MOST_NODES)
         axes.scatter(
             [x], [y], s=420, marker="s" if kind == "gpu" else "o", color=_COLOUR[kind], zorder=3, edgecolors="white"
         )
-        axes.text(x, y, name.split(".")[-1], ha="center", va="center", fontsize=7, zorder=4)
+        ink = "white" if kind in ("nvswitch", "switch") else "black"
+        axes.text(x, y, name.split(".")[-1], ha="center", va="center", fontsize=7, zorder=4, color=ink)
     rest = f", {len(shown)} of {len(nodes)} nodes drawn" if len(shown) < len(nodes) else ""
     axes.set_title(f"{topology.name}: {len(topology.gpus)} GPUs{rest}")
     axes.margins(0.03, 0.08)

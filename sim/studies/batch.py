@@ -130,7 +130,7 @@ def _run(job: Job, progress: Callable[[float, int], None] | None) -> Row:
         reason = ""
         if broken:
             result.status, reason = "failed", "self-check broken: " + ", ".join(broken)
-        elif missed and result.status == "done":
+        elif missed and result.status in ("done", "timed_out"):
             result.status, reason = "asserted", "does not hold: " + ", ".join(missed)
         elif result.status == "stuck":
             reason = result.notes[-1] if result.notes else "the clock cannot advance"
