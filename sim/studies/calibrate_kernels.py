@@ -198,10 +198,13 @@ def read_rows(kind: KernelKind, tables: Path) -> Table | None:
 
 
 def software(kind: KernelKind, table: Table) -> str:
-    """What distinguishes the kernels of one kind: for experts the library of most rows, for the others the table's file."""
-    if kind.kind != "moe" or "kernel_source" not in table:
+    """What distinguishes the implementations of one kind: for experts and latent attention the library of the commonest
+    rows, for the others the table's file."""
+    if "kernel_source" not in table or kind.kind not in ("moe", "decode_mla"):
         return kind.file
-    return library(str(table["kernel_source"][kind.headline(table)][0]))
+    sources, counts = np.unique(table["kernel_source"][kind.headline(table)], return_counts=True)
+    commonest = str(sources[np.argmax(counts)])
+    return library(commonest) if kind.kind == "moe" else commonest
 
 
 def table_folder(folder: Path, gpu: Gpu) -> Path:

@@ -19,7 +19,7 @@ from sim.hardware.gpu import Gpu
 from sim.studies.kernel_kinds import KernelKind
 from sim.studies.kernel_tables import Table
 
-TO_SHARED = 0.02
+TO_SHARED = 0.03
 """Weight of a constant's log distance from the shared one beside the root mean square log error of a GPU's rows."""
 TO_START = 0.01
 """The same for the shared constants and their start, where several GPUs are fitted together."""
