@@ -143,8 +143,8 @@ def moe(
     Three matrices of hidden x intermediate an expert. An expert computes `tile` rows more than it has, for its last row
     tile is never full (four times as many where there are more tokens than experts: tiles of 16 rows become 64, vLLM's
     fused_moe, get_default_config), and costs `expert_s` of one SM to set up. The serial reductions over hidden, then
-    intermediate, cost `depth_s` for every 4096 elements. All `pairs` of `tokens`, routed here or not, are sorted before, and their rows
-    of hidden summed after, at `combine` bytes a cycle on every SM.
+    intermediate, cost `depth_s` for every 4096 elements. All `pairs` of `tokens`, routed here or not, are sorted before, and
+    their rows of hidden summed after, at `combine` bytes a cycle on every SM.
     """
     tokens, hidden, intermediate = array(tokens), array(hidden), array(intermediate)
     touched, routed = array(touched), array(routed)
