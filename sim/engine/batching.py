@@ -20,8 +20,7 @@ from sim.engine.sequence import DECODING, ENDING, FINISHED, PREFILLING, WAITING,
 class VllmScheduler:
     """Decides, iteration by iteration, what a replica computes.
 
-    A cycle is schedule(), [advance()], update(); under asynchronous scheduling schedule() of an iteration comes before update()
-    of the one before (A1).
+    A cycle is schedule(), [advance()], update(); asynchronously schedule() comes before update() of the last iteration (A1).
     """
 
     def __init__(self, limits: SchedulerLimits, pool: BlockPool, windows: tuple[int, ...] = ()) -> None:
@@ -34,7 +33,7 @@ class VllmScheduler:
         """In admission order."""
         self.decodes = DecodeSet(pool.block_size, windows, track_members=pool.caching)
         self._prefilling: list[Sequence] = []
-        """Running sequences whose prefill is not complete, in running order."""
+        """Whose prefill is not complete, in running order."""
         self._ending: Items[Sequence] = ()
         """Their last token is sampled; blocks and places come free in update()."""
         self._starved: Items[Sequence] = ()
@@ -333,8 +332,6 @@ class VllmScheduler:
                 self._register_returned(finished)
         else:
             finished = self.decodes.ended(self.iteration)
-        if not finished:
-            return finished
         for seq in finished:
             if seq in self.running:
                 self.pool.release(seq)
