@@ -134,3 +134,13 @@ def test_whole_prompts_need_a_budget_that_holds_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"max_num_batched_tokens: got 287 without chunked prefill.*\(288\)"):
         simulate(scenario)
     assert simulate(scenario.with_overrides({"engine.max_num_batched_tokens": 288})).status == "done"
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-5, 1e12])
+def test_rates_from_one_request_in_thirty_years_to_all_at_once(tmp_path: Path, rate: float) -> None:
+    arrivals = {"workload.arrivals": {"kind": "poisson", "request_rate": rate}}
+    result = simulate(Scenario.load(written(tmp_path, arrivals)))
+    assert all(check["held"] for check in result.self_checks), result.self_checks
+    assert 4 < result.summary["median_tpot_ms"] < 12
+    with pytest.raises(InputError, match=r"request_rate: got 1e-300\n.*at least 1e-09"):
+        written(tmp_path, {"workload.arrivals": {"kind": "poisson", "request_rate": 1e-300}})

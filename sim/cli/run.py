@@ -128,7 +128,8 @@ def _run_alone(job: Job, folder: Path | None, num_requests: int | None, json: bo
         from sim.results.console import refusal
 
         print(refusal(job.scenario, row.reason.removeprefix(f"{job.where}: ")))
-    if row.reason:
+        say(f"{row.status}: does not fit")
+    if row.reason and (json or row.status != "infeasible"):
         say(f"{row.status}: {row.reason}")
     return row.exit_code
 

@@ -42,7 +42,7 @@ def draw_topology(topology: Topology, path: Path, most_nodes: int = _MOST_NODES)
         axes.scatter(
             [x], [y], s=420, marker="s" if kind == "gpu" else "o", color=_COLOUR[kind], zorder=3, edgecolors="white"
         )
-        ink = "white" if kind in ("nvswitch", "switch") else "black"
+        ink = "white" if kind == "nvswitch" else "black"
         axes.text(x, y, name.split(".")[-1], ha="center", va="center", fontsize=7, zorder=4, color=ink)
     rest = f", {len(shown)} of {len(nodes)} nodes drawn" if len(shown) < len(nodes) else ""
     axes.set_title(f"{topology.name}: {len(topology.gpus)} GPUs{rest}")

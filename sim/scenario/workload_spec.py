@@ -11,7 +11,9 @@ from sim.scenario.fields import Duration, FilePath, PositiveDuration, Section, r
 MOST_TOKENS = 10**9
 """Of a prompt or an output: a thousand times the longest context served; sums over a workload stay exact in 64 bits."""
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
-Rate = Annotated[float, Field(gt=0)]
+LEAST_RATE = 1e-9
+"""Requests a second: one in thirty years. Below it the clock has too few decimals left for a token."""
+Rate = Annotated[float, Field(gt=0, ge=LEAST_RATE)]
 
 
 class ClosedLoop(Section):
