@@ -25,8 +25,8 @@ SGLANG_MEMORY_SHARE = 0.84
 """SGLang's `mem_fraction_static` on 80 GB cards: all but 1.5 MB a token of the 8192 of its prefill chunk and 0.5 GB."""
 CYCLED_PROMPTS = 100
 """AIPerf's default number of dataset entries (`--num-dataset-entries`), which requests take in turn."""
-CLIENT_S = 30e-3
-"""Constant part of TTFT in the AIC rows beyond what the same engines show with other load generators; fitted."""
+CLIENT_S = 40e-3
+"""Constant part of TTFT in the AIC rows beyond what the same engines show with other load generators; set by hand."""
 OUTPUT_SPREAD = 0.1
 """Users that all send requests of one length at once would stay in step for ever, which published TTFT contradicts."""
 
