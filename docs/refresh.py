@@ -37,6 +37,15 @@ ANSWERS = {
     "llama3-70b-one-gpu-int4": "Yes: {token}, first token after {first}, {throughput}",
     "llama3-70b-two-gpus-bf16": "A faster first token ({first}), but {token}; {throughput}",
     "synthetic-conv-4xh100": "Yes: {token}, P99 of the first token {first_p99}, {slo} within",
+    "deepseek-v3-4x8h100": "{token}, {throughput}; first token after {first}",
+    "mixtral-8x7b-2xh100": "Yes: {token}, {throughput}",
+    "gpt-oss-120b-1xh100": "Yes: {token}, {throughput}",
+    "llama3-405b-fp8-8xh100": "Yes: {token}, {throughput}",
+    "llama3-405b-bf16-2x8h100": "{token}, {throughput}",
+    "llama3-70b-disaggregated-16xh100": "Yes: {token}, first token after {first}, {slo} within",
+    "llama3-70b-aggregated-16xh100": "{token}, first token after {first}, {slo} within",
+    "chat-64-users-1xh100": "First token after {first}, then {token}",
+    "llama3-70b-speculative-4xh100": "{token}, {throughput}",
 }
 
 
