@@ -220,8 +220,9 @@ class Replica:
             if seq in scheduler.running:
                 seq.preemptions += 1
                 self._recorder.preemptions += 1
+        self.stop()  # while the sequences still hold their blocks
+        for seq in seqs:
             seq.state, seq.computed_tokens, seq.blocks, seq.keyed_blocks = WAITING, 0, [], 0
-        self.stop()
         self.scheduler, self.outstanding = fresh, 0
         self._batch = self._due = None
         self._incoming.clear()
