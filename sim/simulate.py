@@ -14,6 +14,7 @@ from sim.engine.in_time import order_in_time
 from sim.engine.recorder import Recorder
 from sim.engine.router import make_router
 from sim.engine.scaling import Scaling
+from sim.engine.versions import version_notes
 from sim.errors import DoesNotFit, InputError, located
 from sim.results.checks import over_length, run_checks
 from sim.results.latency import Latency
@@ -128,7 +129,7 @@ class _Run:
         from_trace = scenario.workload.arrivals.kind == "trace"
         origins = provenance(fleet.pools, fleet.costs, Regime.of(requests, steps), from_trace)
         notes = [note for pool in fleet.pools for note in pool.origins()] + extrapolations(origins)
-        notes += speculation_notes(fleet.costs, steps)
+        notes += speculation_notes(fleet.costs, steps) + _asked_notes(scenario, self.workload)
         if self.changes is not None:
             notes.append(self.changes.note(outcome.end_s))
         result = Result(
@@ -186,6 +187,18 @@ class _Run:
             "needed_bytes": (failure.blocks_short + pool.free) * block_bytes,
             "free_bytes": pool.free * block_bytes,
         }
+
+
+def _asked_notes(scenario: Scenario, workload: Workload) -> list[str]:
+    """Where what is played is not quite what was asked for."""
+    engine, spec, count = scenario.engine, scenario.workload, len(workload)
+    notes = version_notes(engine.version, engine.watermark)
+    if spec.num_requests is not None and count < spec.num_requests:
+        source = "trace holds" if spec.arrivals.kind == "trace" else "stages of the arrivals give"
+        notes.append(f"the {source} {count:,} requests, fewer than the {spec.num_requests:,} of num_requests")
+    if workload.dropped:
+        notes.append(f"{workload.dropped:,} rows of the trace ask for nothing (failed requests) and are left out")
+    return notes
 
 
 def _cut_short(requests: Columns, max_model_len: int) -> list[str]:

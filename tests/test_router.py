@@ -99,6 +99,18 @@ def test_prefixes_go_where_they_went_before_until_that_replica_is_too_busy() -> 
     assert 1 in places
 
 
+def test_the_router_of_prefixes_forgets_the_least_recently_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    # room for three prefixes of 128 tokens on each of two replicas; a prompt of 400 tokens has three, its first one kept longest
+    monkeypatch.setattr("sim.engine.router.REMEMBERED_TOKENS", 3 * 128)
+    router: Any = make_router("prefix_affinity", Random(1), block_size=16)
+    replicas = fakes(0, 0)
+    for number, stream in enumerate("abcabdde"):
+        router.choose(replicas, request(number, f"{stream} of few", tokens=400)).outstanding += 1
+        assert len(router._sent_to) <= 6
+    known = [router._keys(request(9, f"{stream} of few"))[0] in router._sent_to for stream in "abcde"]
+    assert known == [False, False, False, True, True]
+
+
 def test_turns_of_a_conversation_stay_together() -> None:
     requests = [request(session=session) for session in (7, 8, 7, 9, 8, 7)]
     places = chosen("session_affinity", fakes(0, 0, 0), requests)

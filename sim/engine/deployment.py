@@ -44,6 +44,36 @@ def slowed(gpu: Gpu, speed: float) -> Gpu:
     return replace(gpu, hbm_bytes_per_s=gpu.hbm_bytes_per_s * speed, flops_per_s=flops_per_s)
 
 
+def _refuse_what_excludes(scenario: Scenario, sharding: Sharding, role: str) -> None:
+    """Raises InputError for options of the engine that cannot go with this cut of the model."""
+    asked, where = scenario.deployment, scenario.where
+    apart = sharding.pipeline > 1 or (sharding.expert_parallel and sharding.data > 1) or role != "both"
+    if scenario.engine.on_kv_full == "swap" and apart:
+        raise InputError(
+            f"{where}: engine.on_kv_full",
+            "got swap with pipeline stages, replicas in lock-step, or prefill and decode apart",
+            "use preempt, or plain replicas",
+        )
+    if scenario.engine.speculative is not None and apart:
+        raise InputError(
+            f"{where}: engine.speculative",
+            "got speculation with pipeline stages, replicas in lock-step, or prefill and decode apart",
+            "use tensor_parallel_size and plain replicas",
+        )
+    if asked.two_batch_overlap and sharding.data == 1:
+        raise InputError(
+            f"{where}: deployment.two_batch_overlap",
+            "got true for one replica, which exchanges nothing",
+            "raise data_parallel_size, or leave it out",
+        )
+    if sharding.expert_parallel and sharding.data > 1 and sharding.pipeline > 1:
+        raise InputError(
+            f"{where}: deployment.pipeline_parallel_size",
+            f"got {sharding.pipeline} with experts shared by {sharding.data} replicas",
+            "use one stage, or enable_expert_parallel: false",
+        )
+
+
 @dataclass
 class Deployment:
     """What a scenario deploys."""
@@ -93,31 +123,7 @@ class Deployment:
             asked.enable_expert_parallel,
         )
         sharding.check(model, f"{where}: deployment")
-        apart = sharding.pipeline > 1 or (sharding.expert_parallel and sharding.data > 1) or role != "both"
-        if scenario.engine.on_kv_full == "swap" and apart:
-            raise InputError(
-                f"{where}: engine.on_kv_full",
-                "got swap with pipeline stages, replicas in lock-step, or prefill and decode apart",
-                "use preempt, or plain replicas",
-            )
-        if scenario.engine.speculative is not None and apart:
-            raise InputError(
-                f"{where}: engine.speculative",
-                "got speculation with pipeline stages, replicas in lock-step, or prefill and decode apart",
-                "use tensor_parallel_size and plain replicas",
-            )
-        if asked.two_batch_overlap and sharding.data == 1:
-            raise InputError(
-                f"{where}: deployment.two_batch_overlap",
-                "got true for one replica, which exchanges nothing",
-                "raise data_parallel_size, or leave it out",
-            )
-        if sharding.expert_parallel and sharding.data > 1 and sharding.pipeline > 1:
-            raise InputError(
-                f"{where}: deployment.pipeline_parallel_size",
-                f"got {sharding.pipeline} with experts shared by {sharding.data} replicas",
-                "use one stage, or enable_expert_parallel: false",
-            )
+        _refuse_what_excludes(scenario, sharding, role)
         if topology is None:
             topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
         placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from heapq import heapify, heappush, heapreplace
 from itertools import count
 from random import Random
@@ -16,6 +17,9 @@ ROUTERS = (
 )  # fmt: skip
 AFFINITY_TOKENS = 128
 """A prefix router looks at prompts in steps of about this many tokens, as engine-side caches hash blocks."""
+REMEMBERED_TOKENS = 2**22
+"""Tokens of prefixes a replica that a prefix router remembers, the least recently used forgotten first: the 2^24 characters of
+SGLang's cache-aware router (`max_tree_size`), at about four characters a token."""
 IMBALANCE_REQUESTS = 32
 """More outstanding requests than the least loaded replica has by this, and affinity is given up for balance
 (`balance_abs_threshold` of SGLang's cache-aware router, default 32)."""
@@ -140,15 +144,16 @@ class LeastKv(_Careless):
 class PrefixAffinity:
     """The replica that last got the longest beginning of this prompt, unless it is much busier than the least busy one.
 
-    The router remembers what it sent, not what replicas still hold, as routers outside the engine do.
+    The router remembers what it sent, not what replicas still hold, as routers outside the engine do, and not for ever.
     """
 
     def __init__(self, block_size: int) -> None:
         self._least = LeastOutstanding()
         self._block_size = block_size
         self._stride = max(AFFINITY_TOKENS // block_size, 1)
-        self._sent_to: dict[int, ServingReplica] = {}
-        """By key of a prefix."""
+        self._keys_a_replica = max(REMEMBERED_TOKENS // (self._stride * block_size), 1)
+        self._sent_to: OrderedDict[int, ServingReplica] = OrderedDict()
+        """By key of a prefix, the least recently sent first."""
 
     def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
         keys = self._keys(seq)
@@ -157,16 +162,25 @@ class PrefixAffinity:
         if known is not None and known.outstanding - chosen.outstanding <= IMBALANCE_REQUESTS:
             self._least.over(chosen)  # it is not sent there after all
             chosen = known
-        for key in keys:
-            self._sent_to[key] = chosen
+        self._remember(keys, chosen, self._keys_a_replica * len(replicas))
         return chosen
+
+    def _remember(self, keys: list[int], replica: ServingReplica, most: int) -> None:
+        """The beginning last: it must outlive what follows it, which nobody finds without it."""
+        sent_to = self._sent_to
+        for key in reversed(keys):
+            sent_to[key] = replica
+            sent_to.move_to_end(key)
+        while len(sent_to) > most:
+            sent_to.popitem(last=False)
 
     def over(self, replica: ServingReplica) -> None:
         self._least.over(replica)
 
     def changed(self, replica: ServingReplica) -> None:
         self._least.changed(replica)
-        self._sent_to = {key: known for key, known in self._sent_to.items() if known is not replica}
+        kept = ((key, known) for key, known in self._sent_to.items() if known is not replica)
+        self._sent_to = OrderedDict(kept)
 
     def _keys(self, seq: Sequence) -> list[int]:
         if seq.content is None:

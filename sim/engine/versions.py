@@ -11,19 +11,74 @@ from sim.engine.batch import SchedulerLimits
 from sim.engine.kv_cache import BlockPool, PrefixPool
 from sim.errors import InputError
 
-LATEST = (0, 33)
+Version = tuple[int, int]
+CHECKED: tuple[Version, ...] = ((0, 11), (0, 14), (0, 18), (0, 24), (0, 33))
+"""(major, minor) of the versions whose recorded decisions are mirrored."""
+LATEST = CHECKED[-1]
 UNGATED = (0, 18)
 """The last version without admission gate, and with the old order of the free list."""
+SPARES_LONE = (0, 33)
+"""The first version in which a lone request is not held to the long-prefill threshold."""
+STEPS_OVER = (0, 11)
+"""The last version in which, without chunked prefill, a prompt over the budget is stepped over."""
 
 
-def parse_version(version: str | None, where: str = "engine.version") -> tuple[int, int]:
-    """(major, minor) of a vLLM version; the latest one mirrored if None."""
+def parse_version(version: str | None, where: str = "engine.version") -> Version:
+    """(major, minor) of a vLLM version; the latest one mirrored if None.
+
+    Raises:
+        InputError: not written as a version, or newer than any whose rules are known.
+    """
     if version is None:
         return LATEST
-    match = re.match(r"v?(\d+)\.(\d+)", version)
-    if match is None:
+    found = _numbers(version)
+    if found is None:
         raise InputError(where, f"got '{version}'", "write it like 0.33.0")
-    return int(match[1]), int(match[2])
+    if found > LATEST:
+        problem = f"got '{version}', newer than any vLLM whose rules are known here"
+        raise InputError(where, problem, f"known: {_names(CHECKED)}; leave it out for the newest")
+    return found
+
+
+def newer_than_known(version: str | None) -> bool:
+    """Whether this vLLM came after all whose rules are known."""
+    return version is not None and (_numbers(version) or LATEST) > LATEST
+
+
+def _numbers(version: str) -> Version | None:
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def version_notes(version: str | None, watermark: float) -> list[str]:
+    """What a reader must know about rules that were not recorded in this very version, or options that it does not have."""
+    found = parse_version(version)
+    note = _doubt(version, found)
+    without = (
+        [f"vLLM {version} has no watermark: {watermark:g} is not applied"] if watermark and found <= UNGATED else []
+    )
+    return without if note is None else [note, *without]
+
+
+def _doubt(version: str | None, found: Version) -> str | None:
+    if found < CHECKED[0]:
+        return f"vLLM {version} is scheduled by the rules of {_names(CHECKED[:1])}, the oldest that was checked"
+    older = max(known for known in CHECKED if known <= found)
+    newer = min(known for known in CHECKED if known >= found)
+    if _rules(older) == _rules(newer):
+        return None
+    like = older if _rules(older) == _rules(found) else newer
+    beside = f"between {_names((older,))} and {_names((newer,))}, which differ"
+    return f"vLLM {version} was not checked: it lies {beside}, and is scheduled by the rules of {_names((like,))}"
+
+
+def _rules(release: Version) -> tuple[bool, bool, bool]:
+    """All that differs between versions."""
+    return release > UNGATED, release >= SPARES_LONE, release <= STEPS_OVER
+
+
+def _names(releases: tuple[Version, ...]) -> str:
+    return ", ".join(f"{major}.{minor}" for major, minor in releases)
 
 
 def limits_for(
@@ -45,8 +100,7 @@ def limits_for(
     `num_gpu_blocks` includes the null block, as vLLM counts it. The admission gate and the watermark came after 0.18;
     `scheduler_reserve_full_isl` None means the version's own habit.
     """
-    release = parse_version(version)
-    gated = release > UNGATED
+    gated, spares_lone, steps_over = _rules(parse_version(version))
     return SchedulerLimits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -56,8 +110,8 @@ def limits_for(
         scheduler_reserve_full_isl=gated and scheduler_reserve_full_isl is not False,
         watermark_blocks=int(watermark * num_gpu_blocks) if gated else 0,
         async_scheduling=async_scheduling,
-        lone_request_uncapped=release >= (0, 33),
-        oversized_prompts_stepped_over=release <= (0, 11),
+        lone_request_uncapped=spares_lone,
+        oversized_prompts_stepped_over=steps_over,
         preempts=preempts,
     )
 

@@ -196,7 +196,7 @@ class Engine(Section):
     num_gpu_blocks_override: Annotated[int, Field(ge=1)] | None = None
     """KV blocks of a replica, instead of what the memory ledger finds."""
     version: str | None = None
-    """Version of the mirrored engine where its rules differ between versions; null: the newest known."""
+    """Version of vLLM whose scheduling rules are mirrored, up to 0.33; null: the newest known."""
     api_server: bool = True
     """Clients reach the engine over HTTP, and every token is streamed to them; false: they call it in their own process."""
     async_scheduling: bool | None = None

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from sim.engine.versions import newer_than_known
 from sim.errors import InputError, TwoWallsError
 from sim.hardware.gpu import load_gpu
 from sim.studies.load_forms import Load, parse_load
@@ -93,6 +94,9 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     harness.engine = {key: value for key, value in harness.engine.items() if value is not None}
     if harness.preset != "vllm":
         harness.engine.pop("version", None)  # the scheduler mirrors vLLM's versions only
+    elif newer_than_known(harness.engine.get("version")):
+        newer = harness.engine.pop("version")
+        harness.notes.append(f"vLLM {newer} is newer than any whose rules are known: scheduled as the newest")
     return {
         "name": row.source,
         "model": row.model,
