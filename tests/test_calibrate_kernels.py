@@ -121,9 +121,9 @@ GOALS = {
     ("decode_attention", "fp8"): 0.09,
     ("prefill_mla", "bf16"): 0.12,
     ("decode_mla", "bf16"): 0.135,
-    ("moe", "bf16"): 0.16,
-    ("moe", "fp8"): 0.16,
-    ("moe", "fp8_block"): 0.14,
+    ("moe", "bf16"): 0.15,
+    ("moe", "fp8"): 0.1,
+    ("moe", "fp8_block"): 0.12,
     ("moe", "int4_wo"): 0.14,
     ("moe", "mxfp4"): 0.13,
     ("moe", "nvfp4"): 0.15,
@@ -135,7 +135,7 @@ GOALS = {
 @pytest.mark.parametrize(("kind", "dtype"), [("gemm", "bf16"), ("decode_attention", "bf16"), ("moe", "bf16")])
 def test_the_catalogue_states_the_error_it_has(gpu: str, kind: str, dtype: str) -> None:
     spec = next(spec for spec in KERNEL_KINDS if (spec.kind, spec.dtype) == (kind, dtype))
-    table = read_rows(spec, table_folder(TABLES, load_gpu(gpu)))
+    table = read_rows(spec, table_folder(TABLES, load_gpu(gpu)), load_gpu(gpu))
     assert table is not None
     fit = load_gpu(gpu).kernels[kind][dtype]
     headline = error_rows(spec, load_gpu(gpu), fit.constants, table)[0]
@@ -187,7 +187,7 @@ def test_spoilt_rows_are_left_out(made_up: Path) -> None:
         columns["latency"][i] *= 10
     write_table(path, columns)
     gemm = next(spec for spec in KERNEL_KINDS if (spec.kind, spec.dtype) == ("gemm", "bf16"))
-    table = read_rows(gemm, made_up / "h100_sxm")
+    table = read_rows(gemm, made_up / "h100_sxm", load_gpu("h100-sxm"))
     assert table is not None
     assert len(table["m"]) == 79
 

@@ -18,8 +18,9 @@ from sim.cost.kernels import Floats
 from sim.cost.measured_corrections import spoilt_rows
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu, KernelFit, gpu_names, load_gpu, shared_kernels
+from sim.studies.expert_rows import expert_rows
 from sim.studies.joint_fit import TO_START, JointFit, Part, fit, in_cycles
-from sim.studies.kernel_kinds import KERNEL_KINDS, SKEWED, KernelKind, library
+from sim.studies.kernel_kinds import KERNEL_KINDS, KernelKind, library
 from sim.studies.kernel_tables import Table, read_table
 
 FIT_ROWS = 1500
@@ -110,6 +111,7 @@ def calibrate_together(
     fitted = {gpu.name: gpu for gpu in gpus}
     errors: dict[str, list[ErrorRow]] = {gpu.name: [] for gpu in gpus}
     shared: Shared = {}
+    most: dict[tuple[str, str], int] = {}
     launches = {}
     for gpu in gpus:
         gemv = _elementwise(table_folder(Path(folder), gpu), gpu)
@@ -120,8 +122,9 @@ def calibrate_together(
     for measured in tables:
         kind, dtype = measured[0].kind.kind, measured[0].kind.dtype
         found = fit_group(measured, fitted, catalogue)
-        # of several kinds of software the first stands for all: what most GPUs run
-        shared.setdefault(kind, {}).setdefault(dtype, shared_constants(found, measured, shared))
+        if len(measured) > most.get((kind, dtype), 0):  # of several kinds of software, what most GPUs run
+            most[kind, dtype] = len(measured)
+            shared.setdefault(kind, {})[dtype] = shared_constants(found, measured, shared)
         for one in measured:
             constants = found.own[one.gpu]
             rows = error_rows(one.kind, fitted[one.gpu], constants, one.table)
@@ -175,22 +178,23 @@ def read_tables(
     found: dict[tuple[str, str, str], list[Measured]] = {}
     folders = {gpu.name: table_folder(Path(folder), gpu) for gpu in gpus}
     for kind in kinds:
-        for name, tables in folders.items():
+        for gpu in gpus:
+            name = gpu.name
             alike = [group for key, group in found.items() if key[:2] == (kind.kind, kind.dtype)]
             if any(one.gpu == name for group in alike for one in group):
                 continue
-            table = read_rows(kind, tables)
+            table = read_rows(kind, folders[name], gpu)
             if table is not None:
                 group = found.setdefault((kind.kind, kind.dtype, software(kind, table)), [])
                 group.append(Measured(name, kind, table))
     return list(found.values())
 
 
-def read_rows(kind: KernelKind, tables: Path) -> Table | None:
-    """The rows of one kernel kind in the folder of one GPU's tables, without spoilt ones; None where there are none."""
+def read_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
+    """The rows of one kernel kind in the folder of `gpu`'s tables, without spoilt ones; None where there are none."""
+    if kind.kind == "moe":
+        return expert_rows(kind, tables, gpu)
     table = read_table(tables, kind.file, kind.where, kind.shape)
-    if table is None and kind.kind == "moe":  # the A100's tables have no balanced routing
-        table = read_table(tables, kind.file, {**kind.where, **SKEWED}, kind.shape)
     if table is None or not kind.along:
         return table
     sound = ~spoilt_rows(table, kind.along, [name for name in kind.shape if name != kind.along])

@@ -97,14 +97,37 @@ def _warm(c: Constants, gpu: Gpu, read_bytes: Floats) -> Floats:
     return np.asarray(1 - found * (1 - c["warm_time"]))
 
 
+def experts_with_tokens(table: Table) -> Floats:
+    """Experts of this rank that the bench sends tokens to."""
+    experts, picks = table["num_experts"], table["num_tokens"] * table["topk"]
+    local = np.maximum(experts / table["moe_ep_size"], 1)
+    balanced = np.minimum(local, np.maximum(picks * local / experts, 1))
+    if (table["distribution"] == "balanced").all():
+        return np.asarray(balanced)
+    return np.asarray(np.maximum(local * _share_with_tokens(table["num_tokens"], picks / experts), 1.0))
+
+
+def _share_with_tokens(tokens: Floats, mean: Floats) -> Floats:
+    """Share of the experts that get any of `tokens` in the bench's skewed routing, `mean` picks an expert.
+
+    Tokens an expert are spread evenly in their logarithm between 1 and 0.8 of all tokens (between 0.01 and 2 where there are
+    fewer picks than experts), scaled to their sum and rounded; what rounding loses goes to experts without (aiconfigurator,
+    the collector's sample_power_law, exponent near 1).
+    """
+    few = mean <= 1
+    low, high = np.where(few, 0.01, 1.0), np.where(few, 2.0, np.maximum(0.8 * tokens, 2.0))
+    stretch = np.log(high / low)
+    most = high * mean * stretch / (high - low)
+    beyond = [np.clip(np.log(most / (n + 0.5)) / stretch, 0.0, 1.0) for n in range(6)]  # of more than n tokens
+    lost = np.where(few, np.maximum(mean - sum(beyond), 0.0), 0.0)
+    return np.asarray(np.minimum(beyond[0] + lost, 1.0))
+
+
 def _moe(dtype: str) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         tokens, experts = table["num_tokens"], table["num_experts"]
-        local = np.maximum(experts / table["moe_ep_size"], 1)
-        routed = tokens * table["topk"] * local / experts
-        balanced = np.minimum(local, np.maximum(routed, 1))
-        random = fits.experts_touched(tokens, experts, local, table["topk"])
-        touched = np.where(table["distribution"] == "balanced", balanced, random)
+        routed = tokens * table["topk"] * np.maximum(experts / table["moe_ep_size"], 1) / experts
+        touched = experts_with_tokens(table)
         columns = table["inter_size"] / table["moe_tp_size"]
         pairs = tokens * table["topk"]
         return fits.moe(c, gpu, tokens, table["hidden_size"], columns, touched, routed, pairs, dtype).total_s
@@ -159,11 +182,13 @@ def _decode_mla(dtype: str, module: bool) -> Predict:
 
 def _common_software(table: Table) -> NDArray[np.bool_]:
     """Rows that the library of most rows served: the constants describe one implementation, and for a few models an engine
-    takes another."""
+    takes another. Triton and CUTLASS count as one: vLLM on Hopper takes the one for slices of experts, the other for whole."""
     if "kernel_source" not in table:
         return np.ones(len(table["latency_s"]), dtype=bool)
     names, place, counts = np.unique(table["kernel_source"], return_inverse=True, return_counts=True)
     libraries = np.array([library(str(name)) for name in names])
+    if "triton" in libraries:
+        libraries[libraries == "cutlass"] = "triton"
     most = max(dict.fromkeys(libraries), key=lambda one: counts[libraries == one].sum())
     return np.asarray((libraries == most)[place])
 
@@ -229,7 +254,8 @@ _MOE = {
     "combine": 4.0, "expert_s": 1 * _US,
 }  # fmt: skip
 _TABLE_NAMES = {"bf16": "bfloat16"}
-_MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4"}
+MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4"}
+"""`moe_dtype` of the tables, where it is not the dtype's name."""
 
 
 # what a measurement without CUDA graphs hides behind the host
@@ -300,7 +326,7 @@ def _moes() -> list[KernelKind]:
     shape = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
     kinds = []
     for dtype in ("bf16", "fp8", "fp8_block", "nvfp4", "int4_wo", "mxfp4"):
-        where: dict[str, str | int] = {"moe_dtype": _MOE_NAMES.get(dtype, dtype), "distribution": "balanced"}
+        where: dict[str, str | int] = {"moe_dtype": MOE_NAMES.get(dtype, dtype), "distribution": "balanced"}
         start, held = (_MOE, {}) if dtype == "bf16" else (_MOE | _STREAM, _LIKE_BF16)
         file = "moe/moe_perf.parquet"
         kinds.append(KernelKind("moe", dtype, file, where, shape, start, _moe(dtype), _common_software, held=held))

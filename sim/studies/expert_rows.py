@@ -1,0 +1,77 @@
+"""Measured rows of expert kernels: those that say something of what an engine runs.
+
+Three things are left out or replaced. A GPU without rows of balanced routing takes skewed ones. Per-tensor fp8 that is slower
+than bf16 of the same shape is no kernel an engine keeps: on Hopper the bench ran FlashInfer's CUTLASS kernels without the
+autotuning that an engine does when it starts (twice the bytes a second slower, and slower with fewer tokens), so the rows of
+the block-scaled kernels, which multiply the same weights, stand in. And a model of which some row is faster than HBM can
+read its experts did not read them: its router sends tokens to a few groups of experts only, or its experts are not gated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.cost.fits import array
+from sim.cost.formats import weight_bytes
+from sim.cost.kernels import Floats
+from sim.hardware.gpu import Gpu
+from sim.studies.kernel_kinds import MOE_NAMES, SKEWED, KernelKind, experts_with_tokens
+from sim.studies.kernel_tables import Table, read_table
+
+COLD = 8.0
+"""Times the size of L2 that weights must have so that a bench that repeats one kernel reads them from HBM."""
+MODEL = ("hidden_size", "inter_size", "num_experts", "topk")
+"""Columns that name a model."""
+
+
+def expert_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
+    """The rows that the constants of `kind` are fitted to; None where there are none."""
+    table = _read(kind, tables, kind.dtype)
+    if kind.dtype == "fp8" and table is not None and _slower_than_bf16(kind, table, tables):
+        table = _read(kind, tables, "fp8_block") or table
+    if table is None:
+        return None
+    keep = _plausible(kind, table, gpu)
+    return {name: column[keep] for name, column in table.items()}
+
+
+def _read(kind: KernelKind, tables: Path, dtype: str) -> Table | None:
+    where = {**kind.where, "moe_dtype": MOE_NAMES.get(dtype, dtype)}
+    for routing in ({}, SKEWED):
+        table = read_table(tables, kind.file, {**where, **routing}, kind.shape)
+        if table is not None:
+            return table
+    return None
+
+
+def _slower_than_bf16(kind: KernelKind, table: Table, tables: Path) -> bool:
+    """Whether most shapes measured in both formats take longer with half the bytes."""
+    bf16 = _read(kind, tables, "bf16")
+    if bf16 is None:
+        return False
+    known = dict(zip(_shapes(kind, bf16), bf16["latency_s"], strict=True))
+    pairs = zip(_shapes(kind, table), table["latency_s"], strict=True)
+    ratios = [seconds / known[shape] for shape, seconds in pairs if shape in known]
+    return bool(ratios) and float(np.median(ratios)) > 1
+
+
+def _shapes(kind: KernelKind, table: Table) -> list[tuple[float, ...]]:
+    return list(zip(*(table[name].tolist() for name in kind.shape), strict=True))
+
+
+def _plausible(kind: KernelKind, table: Table, gpu: Gpu) -> NDArray[np.bool_]:
+    """Rows of models none of which beats the printed HBM bandwidth."""
+    weights = _weights_bytes(kind, table)
+    beaten = (weights > COLD * gpu.l2_bytes) & (weights > gpu.hbm_bytes_per_s * table["latency_s"])
+    models = np.stack([table[name] for name in MODEL], axis=1)
+    _, place = np.unique(models, axis=0, return_inverse=True)
+    return ~np.isin(place.reshape(-1), place.reshape(-1)[beaten])
+
+
+def _weights_bytes(kind: KernelKind, table: Table) -> Floats:
+    """Bytes of the experts that have tokens: three matrices each."""
+    columns = table["inter_size"] / table["moe_tp_size"]
+    return array(3 * experts_with_tokens(table) * table["hidden_size"] * columns * weight_bytes(kind.dtype))
