@@ -97,7 +97,7 @@ def test_a_gpu_without_measurements_takes_what_all_share() -> None:
     # the same silicon in another package
     assert nvl.fitted_on == nvl.kernels["gemm"]["bf16"].fitted_on == "h100-sxm"
     assert nvl.kernels["gemm"]["bf16"].constants["memory"] == hopper.kernels["gemm"]["bf16"].constants["memory"]
-    assert load_gpu("h20").kernels["gemm"]["bf16"].error == hopper.kernels["gemm"]["bf16"].error
+    assert load_gpu("h800-sxm").kernels["gemm"]["bf16"].error == hopper.kernels["gemm"]["bf16"].error
 
 
 def test_one_measured_constant_overrides_an_inherited_fit() -> None:

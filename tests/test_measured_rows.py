@@ -6,6 +6,7 @@ import pytest
 
 from sim.errors import InputError
 from sim.scenario import Scenario
+from sim.studies.kernel_rows import kernel_prediction
 from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_rows import COLUMNS, MeasuredRow, read_rows, tokens
 from sim.studies.measured_scenarios import Case, cases_of
@@ -177,3 +178,38 @@ def test_every_published_row_becomes_a_valid_scenario_or_says_why():
     for found in cases:
         if found.scenario is not None:
             Scenario.from_dict(found.scenario)
+
+
+GEMM = {
+    "kind": "operator", "metric": "gemm_latency", "load": "M=8192 K=4096 N=6144", "unit": "us", "precision": "fp8",
+    "gpu": "H20",
+}  # fmt: skip
+
+
+def test_a_bare_kernel_does_not_pay_for_quantisation():
+    """DeepGEMM is handed quantised matrices: 412 GFLOP at 94 % of an H20's 296 TFLOP/s take 1.48 ms. An engine's layer
+    quantises 8192 rows first."""
+    bare = kernel_prediction(row(**GEMM, engine="DeepGEMM (version unknown)"))
+    assert bare == pytest.approx(1.49e-3, rel=0.02)
+    assert kernel_prediction(row(**GEMM, engine="vllm 0.24.0")) > 1.1 * bare
+
+
+def test_heads_of_an_mla_prefill_are_those_of_queries_nope_and_rope():
+    """128 heads, 16,384 tokens: 128 x 16384^2 / 2 pairs of 2 x (192 + 128) FLOPs are 11 TFLOP, at least 11.1 ms."""
+    values = {
+        "kind": "operator", "metric": "prefill_attention_latency", "load": "batch=1", "isl": "16384", "gpu": "H800",
+        "engine": "FlashAttention", "unit": "us", "precision": "bf16", "conditions": "heads config 128-128-64",
+    }  # fmt: skip
+    latent = kernel_prediction(row(**values, publication="bench_data/mla/prefill/h800/128-128-64.csv"))
+    assert 11.1e-3 < latent < 22e-3
+    assert kernel_prediction(row(**values, publication="bench_data/mha/prefill/h800/x.csv")) < 11.1e-3
+
+
+def test_a_cache_in_fp8_is_read_faster():
+    values = {
+        "kind": "operator", "metric": "mha_decode_attention_latency", "load": "batch=128", "isl": "16384", "unit": "us",
+        "engine": "FlashAttention", "conditions": "heads config 32-8-128",
+    }  # fmt: skip
+    assert kernel_prediction(row(**values, precision="bf16, KV fp8")) < 0.8 * kernel_prediction(
+        row(**values, precision="bf16, KV bf16")
+    )

@@ -16,10 +16,14 @@ from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_rows import MeasuredRow, tokens
 from sim.studies.measured_scenarios import cluster_of, precision_of
 
+ENGINES = ("vllm", "trtllm", "sglang")
+"""Whose layers, not whose bare kernels, an operator row times."""
 COLLECTIVES = {
     "all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter", "alltoall": "all_to_all",
     "all_to_all": "all_to_all", "send_recv": "send_recv", "broadcast": "broadcast",
 }  # fmt: skip
+MLA_RANK = 512
+"""Of DeepSeek's latents (DeepSeek-V3 config.json, kv_lora_rank)."""
 VIDUR_LAYER = {
     "mlp_up_proj": (57344, 8192, True), "mlp_down_proj": (8192, 28672, False), "attn_pre_proj": (10240, 8192, True),
     "attn_post_proj": (8192, 8192, False),
@@ -73,7 +77,8 @@ def _collective(row: MeasuredRow) -> float:
 
 
 def _operator(row: MeasuredRow) -> float:
-    backend = Roofline(load_gpu(row.gpu))
+    # a library that multiplies quantised matrices is handed them quantised; an engine's layer quantises first
+    backend = Roofline(load_gpu(row.gpu), fused_quantisation=not any(name in row.engine.lower() for name in ENGINES))
     load = parse_load(row.load)
     if load.shape is not None:
         m, n, k = load.shape
@@ -91,6 +96,8 @@ def _operator(row: MeasuredRow) -> float:
 
 
 def _weights(row: MeasuredRow) -> str:
+    if "deepgemm" in row.engine.lower():
+        return "fp8_block"  # DeepGEMM has scales for blocks only
     found = precision_of(row)[0]
     return "bf16" if found == "fp16" else found
 
@@ -99,16 +106,21 @@ def _attention(row: MeasuredRow, backend: Roofline, batch: int, name: str) -> fl
     heads = re.search(r"num_heads=(\d+) kv_heads=(\d+)", row.conditions)
     triple = re.search(r"heads config (\d+)-(\d+)-(\d+)", row.conditions)
     _, length = tokens(row.isl)
+    cache = precision_of(row)[1]
+    if "/mla/prefill/" in row.publication and triple:
+        queries, nope, rope = (int(triple[i]) for i in (1, 2, 3))
+        chunk = backend.prefill_mla(float(length), 0.0, queries, MLA_RANK, rope, nope, nope, cache)
+        return _seconds_of_prefill(chunk, batch)
     if name.startswith("mla") and triple:
-        decode = backend.decode_mla(float(batch), int(triple[1]), int(triple[2]), int(triple[3]), "bf16")
+        decode = backend.decode_mla(float(batch), int(triple[1]), int(triple[2]), int(triple[3]), cache)
         return _seconds_of_decode(decode, batch * (length + 1))
     if heads is None and triple is None:
         raise InputError("conditions", "the numbers of heads are not stated", "num_heads=N kv_heads=N")
     query, kv = (int(heads[1]), int(heads[2])) if heads else (int(triple[1]), int(triple[2]))  # type: ignore[index]
     size = 128 if heads else int(triple[3])  # type: ignore[index]
     if "prefill" in name:
-        return _seconds_of_prefill(backend.prefill_attention(float(length), 0.0, query, kv, size, "bf16"), batch)
-    return _seconds_of_decode(backend.decode_attention(float(batch), query, kv, size, "bf16"), batch * (length + 1))
+        return _seconds_of_prefill(backend.prefill_attention(float(length), 0.0, query, kv, size, cache), batch)
+    return _seconds_of_decode(backend.decode_attention(float(batch), query, kv, size, cache), batch * (length + 1))
 
 
 def _seconds_of_decode(time: DecodeAttentionTime, context_tokens: int) -> float:

@@ -43,6 +43,8 @@ class MeasuredRow:
     value: float
     unit: str
     conditions: str
+    publication: str = ""
+    """Where it was published, with the path of the file there."""
 
     @property
     def source(self) -> str:
@@ -103,6 +105,7 @@ def _row(record: Mapping[str, str], where: str) -> MeasuredRow:
         value=_number(record["value"], f"{where}: value"),
         unit=record["unit"].strip(),
         conditions=record["conditions"].strip(),
+        publication=record["source"].strip(),
     )
 
 
