@@ -133,6 +133,7 @@ def test_every_gpu_stands_in_its_machine(gpu: str, topology: str):
     ("precision", "engine", "weights", "kv_cache"),
     [
         ("FP8", "TensorRT-LLM v0.17", "fp8", "fp8"), ("FP8", "vllm 0.12.0", "fp8", "bf16"),
+        ("FP4", "TensorRT-LLM v0.20", "nvfp4", "fp8"), ("NVFP4", "vllm 0.12.0", "nvfp4", "bf16"),
         ("unknown (blank in source)", "vllm 0.12.0", "bf16", "bf16"), ("", "sglang 0.5.6", "bf16", "bf16"),
         ("int4", "gpt-fast (torch.compile)", "int4", "bf16"), ("bf16, KV fp8", "vllm 0.24.0", "bf16", "fp8"),
     ],

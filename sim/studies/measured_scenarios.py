@@ -149,7 +149,8 @@ def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str,
     stated = WEIGHTS.get(kv[1]) if kv else None
     if stated == "fp8" and "when weights fp8" in row.conditions.lower() and weights != "fp8":
         stated = None
-    quantised_kv = weights == "fp8" and (harness is None or harness.preset == "trtllm")
+    # NVIDIA's checkpoints, which TensorRT-LLM's tables are of, have fp8 caches beside FP8 and NVFP4 weights
+    quantised_kv = weights in ("fp8", "nvfp4") and (harness is None or harness.preset == "trtllm")
     return weights, stated or ("fp8" if quantised_kv else "bf16" if weights != "fp16" else "fp16")
 
 
