@@ -124,6 +124,7 @@ class _Run:
             gaps,
             preset,
             transfers=fleet.disaggregated,
+            fetches=recorder.fetches.to_columns(),
         )
         scenario = fleet.scenario
         from_trace = scenario.workload.arrivals.kind == "trace"

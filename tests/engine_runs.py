@@ -11,12 +11,15 @@ import numpy as np
 from sim.engine.batch import Batch, SchedulerLimits
 from sim.engine.batching import VllmScheduler
 from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
+from sim.engine.host_cache import HostCache, TieredPool
 from sim.engine.iteration import Pace, Phase
 from sim.engine.kv_cache import BlockPool, PrefixPool
+from sim.engine.policies.host_tier import HostTier, with_host_tier
 from sim.engine.policies.swap import HostLink, SwapScheduler
 from sim.engine.recorder import Columns, Recorder
 from sim.engine.replica import Replica
 from sim.engine.router import LeastOutstanding
+from sim.engine.sequence import Sequence
 from sim.workload.content import Content
 from sim.workload.workload import Workload
 
@@ -48,10 +51,30 @@ class Run:
     outcome: Outcome
     schedulers: list[Any]
     gaps_s: Any = field(default_factory=lambda: np.zeros(0))
+    fetches: Columns = field(default_factory=dict)
 
     @property
     def free_blocks(self) -> list[int]:
         return [scheduler.pool.free for scheduler in self.schedulers]
+
+
+@dataclass(frozen=True)
+class HostTierOf:
+    """Host memory of so many blocks below the prefix cache; a prompt token that need not be computed saves `token_s`."""
+
+    blocks: int
+    out_s: float = 1e-3
+    back_s: float = 2e-3
+    token_s: float = 1e-3
+
+    def policy(self, policy: Any, env: Any, cluster: Cluster, recorder: Recorder) -> Any:
+        index = len(cluster.replicas)
+
+        def fetched(seq: Sequence, sent_s: float, tokens: int) -> None:
+            recorder.fetches.append((seq.id, index, sent_s, env.now, tokens))
+            cluster.replicas[index].nudge()
+
+        return with_host_tier(policy, lambda start, end: (end - start) * self.token_s, fetched, "kv_offloading_size")
 
 
 def workload(
@@ -79,11 +102,13 @@ def play(
     time_limit_s: float | None = None,
     observer: Callable[[VllmScheduler, Batch, int], None] | None = None,
     host_blocks: int | None = None,
+    tier: HostTierOf | None = None,
     **limits: Any,
 ) -> Run:
     """Plays `load` on replicas under `policy`; `limits` are fields of `SchedulerLimits`.
 
     With `host_blocks` they preempt by swap, 2 ms a block out and 3 ms a block back, instead of `policy`.
+    With a `tier` blocks evicted from the prefix cache go to the host.
     """
     env = CountingEnvironment()
     cost = cost or AffineCost()
@@ -94,7 +119,10 @@ def play(
     schedulers = []
     for index in range(replicas):
         pool = PrefixPool(blocks, block_size) if caching else BlockPool(blocks, block_size)
-        if host_blocks is None:
+        if tier is not None:
+            pool = TieredPool(blocks, block_size, False, HostCache(env, tier.out_s, tier.back_s, tier.blocks))
+            scheduler = tier.policy(policy, env, cluster, recorder)(options, pool, cost.windows)
+        elif host_blocks is None:
             scheduler = policy(options, pool, cost.windows)
         else:
             scheduler = SwapScheduler(options, pool, cost.windows, link=HostLink(env, 2e-3, 3e-3, host_blocks))
@@ -103,6 +131,8 @@ def play(
             env, index, scheduler, cost, recorder, cluster.over, leaps=granularity == "leap", observer=observer
         )
         cluster.replicas.append(replica)
+        if isinstance(scheduler, HostTier):
+            scheduler.begin_s = replica.begin_s
         if isinstance(scheduler, SwapScheduler):
             scheduler.link.on_return = replica.nudge
     outcome = cluster.run(time_limit_s)
@@ -113,4 +143,5 @@ def play(
         outcome,
         schedulers,
         gaps["end_s"] - gaps["start_s"],
+        recorder.fetches.to_columns(),
     )

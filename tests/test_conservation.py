@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_runs import Run, play, workload
+from engine_runs import HostTierOf, Run, play, workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,8 @@ from sim.results.checks import run_checks
 from sim.workload.content import SegmentContent
 from sim.workload.workload import Workload
 
-WHOLE_PROMPTS = ("prefill_first", "orca", "static")
+TIERED = {f"{name} with host memory": name for name in ("vllm", "prefill_first", "sjf", "priority", "fair_share")}
+WHOLE_PROMPTS = ("prefill_first", "orca", "static", "prefill_first with host memory")
 RESERVED = ("orca", "static")
 
 
@@ -35,6 +36,7 @@ class Case:
     time_limit_s: float | None
     replicas: int
     host_blocks: int | None
+    tier: HostTierOf | None
 
     def run(self, granularity: str) -> Run:
         interned: dict[tuple[object, ...], int] = {}
@@ -42,7 +44,7 @@ class Case:
         def content(row: int) -> SegmentContent:
             return SegmentContent([(("shared", row % 3), 9), (("own", row), 1 << 20)], ("answer", row), interned)
 
-        policy = POLICIES.get(self.policy, VllmScheduler)
+        policy = POLICIES.get(TIERED.get(self.policy, self.policy), VllmScheduler)
         return play(
             self.load,
             policy,
@@ -54,6 +56,7 @@ class Case:
             time_limit_s=self.time_limit_s,
             replicas=self.replicas,
             host_blocks=self.host_blocks,
+            tier=self.tier,
             **self.limits,
         )
 
@@ -87,11 +90,14 @@ def cases(draw: st.DrawFn, policy: str) -> Case:
         "scheduler_reserve_full_isl": draw(st.booleans()),
         "long_prefill_token_threshold": 0 if policy in WHOLE_PROMPTS else draw(st.sampled_from([0, 0, 3, 10])),
     }
-    caching = policy not in RESERVED and draw(st.booleans())
+    caching = policy in TIERED or (policy not in RESERVED and draw(st.booleans()))
+    tier = None
+    if policy in TIERED:
+        tier = HostTierOf(draw(st.integers(0, 40)), 0.00070313, draw(st.sampled_from([0.00050713, 0.00310713])))
     time_limit_s = draw(st.one_of(st.none(), st.none(), st.floats(0.01, 2.0)))
     host_blocks = draw(st.sampled_from([0, 5, 1000])) if policy == "swap" else None
     replicas = draw(st.sampled_from([1, 1, 2]))
-    return Case(policy, load, limits, blocks, block_size, caching, time_limit_s, replicas, host_blocks)
+    return Case(policy, load, limits, blocks, block_size, caching, time_limit_s, replicas, host_blocks, tier)
 
 
 def assert_conserved(case: Case, run: Run) -> None:
@@ -121,7 +127,7 @@ def assert_conserved(case: Case, run: Run) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "swap"])
+@pytest.mark.parametrize("policy", [*POLICIES, "swap", *TIERED])
 @given(data=st.data())
 @settings(max_examples=120, deadline=None, derandomize=True)
 def test_everything_is_conserved_and_a_leap_is_its_steps(policy: str, data: st.DataObject) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence as Items
 from itertools import count
+from operator import itemgetter
 
 from sim.engine.batch import Batch, Chunk, SchedulerLimits
 from sim.engine.decode_set import DecodeSet
@@ -29,13 +30,10 @@ class VllmScheduler:
         self.prefix_pool = pool if isinstance(pool, PrefixPool) else None
         self.iteration = -1
         self.waiting: deque[Sequence] = deque()
-        self.running: dict[Sequence, None] = {}
-        """In admission order."""
+        self.running: dict[Sequence, None] = {}  # in admission order
         self.decodes = DecodeSet(pool.block_size, windows, track_members=pool.caching)
-        self._prefilling: list[Sequence] = []
-        """Whose prefill is not complete, in running order."""
-        self._ending: Items[Sequence] = ()
-        """Their last token is sampled; blocks and places come free in update()."""
+        self._prefilling: list[Sequence] = []  # whose prefill is not complete, in running order
+        self._ending: Items[Sequence] = ()  # their last token is sampled; blocks and places come free in update()
         self._starved: Items[Sequence] = ()
         """Decoding sequences that the schedule() of iteration `_starved_at` had no budget or no memory for."""
         self._starved_at = -1
@@ -67,7 +65,8 @@ class VllmScheduler:
         lone = self._spares_lone and len(self.running) + len(self.waiting) <= 1
         needed = decodes.block_phase[iteration % self._block_size]
         budget = self._budget - decodes.count
-        if self._prefilling or budget < 0 or needed > pool.free:
+        late = self._starved_at == iteration - 1 and self._starved  # whose gap is longer than this iteration
+        if self._prefilling or budget < 0 or needed > pool.free or late:
             budget = self._schedule_together(batch, budget, needed, lone)
         else:
             self._decode_all(batch, needed)
@@ -106,7 +105,8 @@ class VllmScheduler:
                 needed += blocks
                 planned.append((seq, tokens, blocks))
                 budget -= tokens
-        if budget < 0 or needed > pool.free or (out_of_order and pool.caching):
+        late = self._starved_at == batch.iteration - 1 and self._starved
+        if budget < 0 or needed > pool.free or (out_of_order and pool.caching) or late:
             return self._schedule_one_by_one(batch, lone)
         self._decode_all(batch, needed - sum(blocks for _, _, blocks in planned))
         for seq, tokens, blocks in planned:
@@ -116,15 +116,14 @@ class VllmScheduler:
 
     def _take_decode_blocks(self, iteration: int) -> None:
         """New blocks for the decodes that start one, and keys for those that fill one, in running order."""
-        decodes, pool = self.decodes, self.prefix_pool
+        members, pool = self.decodes.members or [], self.prefix_pool
         assert pool is not None
-        assert decodes.members is not None
         size = pool.block_size
-        starting = decodes.members[iteration % size]
+        starting = members[iteration % size]
         # A4: asynchronously a block filled by a sampled token is known one iteration later, just when the next one is taken
-        filling = starting if self.limits.async_scheduling else decodes.members[(iteration + 1) % size]
+        filling = starting if self.limits.async_scheduling else members[(iteration + 1) % size]
         events = [(seq.order, seq) for seq in starting | filling]
-        for _, seq in sorted(events, key=_first):
+        for _, seq in sorted(events, key=itemgetter(0)):
             if seq in starting:
                 pool.take(seq, 1)
             if seq in filling:
@@ -275,6 +274,8 @@ class VllmScheduler:
             seq = waiting[0]
             received = seq.computed_tokens  # KV that another replica computed and sent here
             hits = self.prefix_pool.lookup(seq) if self.prefix_pool is not None and not received else []
+            if self.prefix_pool is not None and not received and self._awaits(seq, hits):
+                continue
             start = received or len(hits) * size
             tokens = seq.known_tokens - start
             if 0 < limits.long_prefill_token_threshold < tokens and not lone:
@@ -295,6 +296,10 @@ class VllmScheduler:
             self._start(batch, seq, start, tokens, hits)
             budget -= tokens
         waiting.extendleft(stepped_over)
+
+    def _awaits(self, seq: Sequence, hits: list[int]) -> bool:
+        """Whether the head of the queue left it to wait for KV from a slower memory, which plain schedulers do not have."""
+        return False
 
     def _blocks_short(self, seq: Sequence, tokens: int, hits: list[int]) -> int:
         """How many blocks lack for admission: for the whole known sequence if the gate is on (W3), for the chunk (W4)."""
@@ -349,10 +354,9 @@ class VllmScheduler:
     def _register_returned(self, finished: Items[Sequence]) -> None:
         """Keys for blocks whose last token has returned while its request was not scheduled again (A4)."""
         assert self.prefix_pool is not None
-        for seq in (*finished, *self._starved):
+        for seq in (*finished, *(self._starved if self._starved_at == self.iteration else ())):
             if seq in self.running:
                 self.prefix_pool.register(seq, seq.computed_tokens)
-        self._starved = ()
 
     def horizon(self) -> int:
         """How many iterations, the one just scheduled included, stay alike if nothing arrives."""
@@ -393,7 +397,3 @@ class VllmScheduler:
         else:
             self.pool.free -= decodes.blocks_needed(start, iterations)
         self.iteration += iterations
-
-
-def _first(item: tuple[int, Sequence]) -> int:
-    return item[0]

@@ -54,6 +54,14 @@ def _refuse_what_excludes(scenario: Scenario, sharding: Sharding, role: str) -> 
             "got swap with pipeline stages, replicas in lock-step, or prefill and decode apart",
             "use preempt, or plain replicas",
         )
+    if scenario.engine.kv_offloading_bytes and (
+        sharding.pipeline > 1 or (sharding.expert_parallel and sharding.data > 1)
+    ):
+        raise InputError(
+            f"{where}: engine.kv_offloading_size",
+            "got a size with pipeline stages or replicas in lock-step",
+            "leave it out, or use plain replicas",
+        )
     if scenario.engine.speculative is not None and apart:
         raise InputError(
             f"{where}: engine.speculative",

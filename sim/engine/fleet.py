@@ -16,12 +16,14 @@ from sim.engine.batching import VllmScheduler
 from sim.engine.deployment import Deployment, deployments
 from sim.engine.fleet_events import Entrance, FleetEvents, weights_s
 from sim.engine.fluid import Fluid
+from sim.engine.host_cache import HostCache
 from sim.engine.kv_cache import BlockPool
 from sim.engine.lanes import lanes
 from sim.engine.lock_step import LockStepGroup, LockStepPricing, LockStepRank
 from sim.engine.pipeline import PipelineReplica
-from sim.engine.policies import find_policy
-from sim.engine.policies.swap import SwapScheduler, host_link
+from sim.engine.policies import Policy, find_policy
+from sim.engine.policies.host_tier import HostTier, prefill_alone, with_host_tier
+from sim.engine.policies.swap import SwapScheduler, host_link, host_times
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
@@ -117,7 +119,8 @@ class Fleet:
         self, index: int, cost: StepCost | PipelineCost, done: Callable[[Sequence, float], None]
     ) -> AnyReplica:
         pool, engine = self.members[index][0], self.scenario.engine
-        limits, blocks, exit_s = self._limits(pool), self._blocks(pool), pool.preset.exit_s
+        host = self._host_cache(index)
+        limits, blocks, exit_s = self._limits(pool), self._blocks(pool, host), pool.preset.exit_s
         layered = self.scenario.granularity == "layer" or index in self.wires.sharing
         if isinstance(cost, PipelineCost):
             self._refuse_in_pipeline()
@@ -146,11 +149,13 @@ class Fleet:
                 where = f"{self.scenario.where}: engine.on_kv_full"
                 raise InputError(where, "got swap with replicas in lock-step", "use preempt")
             return self._swapping(index, cost, limits, blocks, done)
+        if host is not None:
+            policy = self._tiered(policy, index, cost)
         scheduler = policy(limits, blocks, cost.windows)
         if pool.lock_step:
             pricing, group = StagePricing(cost), self._groups[id(pool)]
             return LockStepRank(group, self.env, index, scheduler, pricing, self.recorder, done, exit_s=exit_s)
-        return Replica(
+        replica = Replica(
             self.env,
             index,
             scheduler,
@@ -162,6 +167,9 @@ class Fleet:
             exit_s=exit_s,
             fluid=self.fluid,
         )
+        if isinstance(scheduler, HostTier):
+            scheduler.begin_s = replica.begin_s
+        return replica
 
     def _swapping(
         self,
@@ -172,11 +180,8 @@ class Fleet:
         done: Callable[[Sequence, float], None],
     ) -> Replica:
         """A replica that preempts by swap."""
-        (pool, place), scenario = self.members[index], self.scenario
-        ranks = {gpu for stage in pool.placement[place] for gpu in stage}
-        rows = [row for row in self.memories[self.pools.index(pool)].per_gpu if row.gpu in ranks]
-        block_bytes = {row.gpu: row.kv_bytes_per_token * scenario.engine.block_size for row in rows}
-        link = host_link(self.env, pool.topology, block_bytes, scenario.engine.swap_space_bytes)
+        (pool, _), scenario = self.members[index], self.scenario
+        link = host_link(self.env, pool.topology, self._block_bytes(index), scenario.engine.swap_space_bytes)
         scheduler = SwapScheduler(limits, blocks, cost.windows, link=link)
         pricing, leaps = StagePricing(cost, self._loads(index, 0, cost)), scenario.granularity == "leap"
         layered = scenario.granularity == "layer" or index in self.wires.sharing
@@ -187,6 +192,34 @@ class Fleet:
         )  # fmt: skip
         link.on_return = replica.nudge
         return replica
+
+    def _block_bytes(self, index: int) -> dict[str, float]:
+        """Bytes of a KV block on each GPU of a replica."""
+        pool, place = self.members[index]
+        ranks = {gpu for stage in pool.placement[place] for gpu in stage}
+        rows = [row for row in self.memories[self.pools.index(pool)].per_gpu if row.gpu in ranks]
+        return {row.gpu: row.kv_bytes_per_token * self.scenario.engine.block_size for row in rows}
+
+    def _host_cache(self, index: int) -> HostCache | None:
+        """Host memory below the prefix cache of a replica; a decode replica gets all its KV from others."""
+        (pool, _), size_bytes = self.members[index], self.scenario.engine.kv_offloading_bytes
+        if not size_bytes or pool.role == "decode":
+            return None
+        block_bytes = self._block_bytes(index)
+        blocks = int(size_bytes // sum(block_bytes.values()))
+        return HostCache(self.env, *host_times(pool.topology, block_bytes), blocks)
+
+    def _tiered(self, policy: Policy, index: int, cost: StepCost) -> Policy:
+        """`policy` with the host cache of the replica's pool, whose fetches are recorded."""
+
+        def fetched(seq: Sequence, sent_s: float, tokens: int) -> None:
+            self.recorder.fetches.append((seq.id, index, sent_s, self.env.now, tokens))
+            replica = self.replicas[index]
+            assert isinstance(replica, Replica)
+            replica.nudge()
+
+        prefill_s = prefill_alone(cost, self.scenario.engine.max_num_batched_tokens)
+        return with_host_tier(policy, prefill_s, fetched, f"{self.scenario.where}: engine.kv_offloading_size")
 
     def _speculative(
         self,
@@ -219,6 +252,9 @@ class Fleet:
         if engine.on_kv_full == "swap":
             where = f"{self.scenario.where}: engine.on_kv_full"
             raise InputError(where, "got swap with deployment.events or autoscale", "use preempt")
+        if engine.kv_offloading_bytes:
+            where = f"{self.scenario.where}: engine.kv_offloading_size"
+            raise InputError(where, "got a size with deployment.events or autoscale", "leave it out")
         replicas = [replica for replica in self.replicas if isinstance(replica, Replica)]
         cold = asked.cold_start
         ledger_of = {id(pool): memory for pool, memory in zip(self.pools, self.memories, strict=True)}
@@ -290,13 +326,14 @@ class Fleet:
             preempts=not naive,
         )
 
-    def _blocks(self, pool: Deployment) -> BlockPool:
+    def _blocks(self, pool: Deployment, host: HostCache | None = None) -> BlockPool:
         engine = self.scenario.engine
         return pool_for(
             version=engine.version,
             num_gpu_blocks=self._usable_blocks(pool) + 1,
             block_size=engine.block_size,
             enable_prefix_caching=engine.enable_prefix_caching,
+            host=host,
         )
 
     def _usable_blocks(self, pool: Deployment) -> int:

@@ -22,6 +22,7 @@ CHUNK_COLUMNS = ("step", "request", "start", "tokens")
 EVENT_COLUMNS = ("step", "count")
 LOCK_STEP_COLUMNS = ("step", "rows", "group_rows", "widest_rows", "overlapped")
 GAP_COLUMNS = ("request", "replica", "start_s", "end_s")
+FETCH_COLUMNS = (*GAP_COLUMNS, "tokens")
 PACK_REQUESTS = 4096
 """Requests after which the rows recorded meanwhile are packed."""
 REAL_COLUMNS = frozenset(
@@ -71,6 +72,13 @@ def window_columns(windows: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f"window{w}_tokens" for w in windows) + tuple(f"window{w}_growth" for w in windows)
 
 
+def _first_fetches(requests: Columns, fetches: Columns) -> NDArray[np.int64]:
+    """Tokens of each request whose KV came from host memory before it was first scheduled."""
+    place = np.searchsorted(requests["id"], fetches["request"])
+    first = fetches["end_s"] <= requests["scheduled_s"][place]
+    return np.bincount(place[first], fetches["tokens"][first], len(requests["id"])).astype(np.int64)
+
+
 class Recorder:
     """Collects requests, steps, prefill chunks and irregular token gaps of one run."""
 
@@ -80,6 +88,8 @@ class Recorder:
         self.chunks = Table(CHUNK_COLUMNS)
         self.gaps = Table(GAP_COLUMNS)
         """Between two tokens of a request that did not come from two iterations in a row."""
+        self.fetches = Table(FETCH_COLUMNS)
+        """KV blocks that came back from host memory while their request waited, and the tokens they hold."""
         self.preempted = Table(EVENT_COLUMNS)
         """Preemptions by the schedule of a step."""
         self.late = Table(EVENT_COLUMNS)
@@ -109,6 +119,9 @@ class Recorder:
         order = np.argsort(columns["id"], kind="stable")
         for name in self.requests.columns:  # one column at a time: the table is large
             columns[name] = columns[name][order]
+        fetches = self.fetches.to_columns()
+        if len(fetches["request"]):
+            columns["fetched_tokens"] = _first_fetches(columns, fetches)
         return columns
 
     def step_columns(self) -> Columns:

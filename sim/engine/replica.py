@@ -168,6 +168,10 @@ class Replica:
             free -= scheduler.decodes.blocks_needed(self._batch.iteration + 1, number - 1)
         return 1.0 - free / pool.usable_blocks
 
+    def begin_s(self, number: int) -> float:
+        """When the `number`-th iteration after the first of the segment under way begins."""
+        return self._start_s + span_s(self._first_s, self._growth_s, number)
+
     def nudge(self) -> None:
         """Something changed that the next schedule should see: an idle replica looks at once, a leap ends with its iteration."""
         if self._batch is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from sim.engine.batch import SchedulerLimits
+from sim.engine.host_cache import HostCache, TieredPool
 from sim.engine.kv_cache import BlockPool, PrefixPool
 from sim.errors import InputError
 
@@ -116,8 +117,21 @@ def limits_for(
     )
 
 
-def pool_for(*, version: str | None, num_gpu_blocks: int, block_size: int, enable_prefix_caching: bool) -> BlockPool:
-    """The block pool of one vLLM version: up to 0.18 all freed blocks go to the back of the free list."""
+def pool_for(
+    *,
+    version: str | None,
+    num_gpu_blocks: int,
+    block_size: int,
+    enable_prefix_caching: bool,
+    host: HostCache | None = None,
+) -> BlockPool:
+    """The block pool of one vLLM version: up to 0.18 all freed blocks go to the back of the free list.
+
+    With a `host`, evicted blocks go there.
+    """
+    usable, to_back = num_gpu_blocks - 1, parse_version(version) <= UNGATED
     if not enable_prefix_caching:
-        return BlockPool(num_gpu_blocks - 1, block_size)
-    return PrefixPool(num_gpu_blocks - 1, block_size, keyed_to_back_only=parse_version(version) <= UNGATED)
+        return BlockPool(usable, block_size)
+    if host is not None:
+        return TieredPool(usable, block_size, to_back, host)
+    return PrefixPool(usable, block_size, keyed_to_back_only=to_back)

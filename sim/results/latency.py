@@ -14,10 +14,10 @@ from sim.cost.preset import EnginePreset
 from sim.engine.recorder import FINISHED, Columns
 from sim.results.walls import Walls
 
-PARTS = ("queue", "prefill", "kv_transfer", "interference", *CAUSES, "preemption")
-"""What a request's end-to-end latency is made of: waiting to be scheduled, its own prefill, its KV cache's way from a prefill
-to a decode replica (up to its next token), others' prefill chunks beside its decoding, the causes of the decode iterations
-themselves, and the time lost to preemption and recompute."""
+PARTS = ("queue", "host_fetch", "prefill", "kv_transfer", "interference", *CAUSES, "preemption")
+"""What a request's end-to-end latency is made of: waiting to be scheduled, cached blocks on their way from host memory, its own
+prefill, its KV cache's way from a prefill to a decode replica (up to its next token), others' prefill chunks beside its decoding,
+the causes of the decode iterations themselves, and the time lost to preemption and recompute."""
 
 Floats = NDArray[np.float64]
 ADDS_UP = 1e-9
@@ -45,7 +45,7 @@ class Latency:
 
     Args:
         walls: the steps by cause.
-        requests, steps, chunks, gaps: columns of the recorder.
+        requests, steps, chunks, gaps, fetches: columns of the recorder.
         preset: its entry and exit times are part of each request's engine overhead.
         transfers: prefill and decode are apart, so a gap after the first token is the KV cache's way.
     """
@@ -59,8 +59,9 @@ class Latency:
         gaps: Columns,
         preset: EnginePreset,
         transfers: bool = False,
+        fetches: Columns | None = None,
     ) -> None:
-        self._transfers = transfers
+        self._transfers, self._fetches = transfers, fetches
         self._walls, self._requests, self._steps, self._chunks, self._gaps = walls, requests, steps, chunks, gaps
         self._entry_s, self._exit_s = preset.entry_s, preset.exit_s
         done = requests["status"] == FINISHED
@@ -76,7 +77,9 @@ class Latency:
     def _parts(self) -> Iterator[tuple[str, Floats]]:
         """(part, its seconds for every finished request), one after another."""
         mine, count = self._mine, len(self._finish_s)
-        yield "queue", mine["scheduled_s"] - mine["arrival_s"] - self._entry_s
+        first_fetch_s, later_fetch_s = self._fetch_s()
+        yield "queue", mine["scheduled_s"] - mine["arrival_s"] - self._entry_s - first_fetch_s
+        yield "host_fetch", first_fetch_s + later_fetch_s
         prefill_s, lane = self._own_prefill()
         yield "prefill", prefill_s
         place, spans_of, spans = self._decode_spans(lane)
@@ -86,7 +89,7 @@ class Latency:
         lost_s += self._first_s - mine["scheduled_s"] - prefill_s
         transfer_s = self._transfer_s() if self._transfers else np.zeros(count)
         yield "kv_transfer", transfer_s
-        lost_s -= transfer_s
+        lost_s -= transfer_s + later_fetch_s
         preempted = mine["preemptions"] > 0
         ranges = self._ranges(spans)
         base, others_s = self._walls.base_causes, self._walls.duration_s.copy()
@@ -118,6 +121,19 @@ class Latency:
             np.add.at(own_s, place[known], self._walls.duration_s[step[known]])
             lane[place[known]] = self._steps["replica"][step[known]]
         return own_s, lane
+
+    def _fetch_s(self) -> tuple[Floats, Floats]:
+        """Seconds in which blocks of each request came from host memory, (before, after) it was first scheduled."""
+        first_s, later_s = np.zeros(len(self._first_s)), np.zeros(len(self._first_s))
+        if self._fetches is None or not len(self._fetches["request"]):
+            return first_s, later_s
+        place, known = self._places(self._fetches["request"])
+        if len(first_s):
+            seconds = self._fetches["end_s"] - self._fetches["start_s"]
+            first = self._fetches["end_s"] <= self._mine["scheduled_s"][place]
+            np.add.at(first_s, place[known & first], seconds[known & first])
+            np.add.at(later_s, place[known & ~first], seconds[known & ~first])
+        return first_s, later_s
 
     def _transfer_s(self) -> Floats:
         """Duration of the gap that begins with the first token of each request."""

@@ -68,18 +68,19 @@ def summarise(result: Result) -> dict[str, Any]:
         "generated_tokens": generated,
         "rejected": int((requests["status"] == REJECTED).sum()),
         "cut": int((requests["status"] == CUT).sum()),
-        "prefix_cache_hit_rate": _hit_rate(requests),
+        "prefix_cache_hit_rate": _hit_rate(requests, "cached_tokens"),
+        "host_cache_hit_rate": _hit_rate(requests, "fetched_tokens"),
         "preemptions": result.preemptions,
         "warmup_requests": int(result.workload.get("warmup_requests") or 0),
     }
     return summary
 
 
-def _hit_rate(requests: Columns) -> float | None:
-    """Prompt tokens found in the prefix cache over the prompt tokens of all requests that were scheduled."""
+def _hit_rate(requests: Columns, found: str) -> float | None:
+    """Prompt tokens in the column `found` over the prompt tokens of all requests that were scheduled."""
     scheduled = ~np.isnan(requests["scheduled_s"])
     asked = int(requests["input_tokens"][scheduled].sum())
-    return int(requests["cached_tokens"][scheduled].sum()) / asked if asked else None
+    return int(requests[found][scheduled].sum()) / asked if asked and found in requests else None
 
 
 def _setup(result: Result) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sim.results.result import Result
 CAUSES: dict[str, tuple[str, str]] = {
     "queue": ("queue", "waiting"),
     "prefill": ("prefill of its own", "prefill"),
+    "host_fetch": ("cached blocks from the host", "prefill"),
     "interference": ("prefill of others", "prefill"),
     "weights_read": ("weights read", "memory"),
     "kv_read": ("KV read", "memory"),

@@ -36,6 +36,7 @@ SCALARS = {
     "output_tokens_per_s_per_user": TOKENS_PER_S,
     "slo_attainment": SHARE,
     "prefix_cache_hit_rate": SHARE,
+    "host_cache_hit_rate": SHARE,
     "completed": COUNT,
     "failed": COUNT,
     "rejected": COUNT,

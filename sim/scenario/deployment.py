@@ -213,6 +213,9 @@ class Engine(Section):
 
     swap_space_bytes: Bytes = Field(default=4 * 2.0**30, alias="swap_space", json_schema_extra={"default": "4 GiB"})
     """Host memory for the KV blocks of each GPU, under on_kv_full: swap; beyond it, requests are recomputed."""
+    kv_offloading_bytes: Bytes = Field(default=0.0, alias="kv_offloading_size")
+    """Host memory of a replica (all its GPUs together) for blocks evicted from the prefix cache, from where they are fetched if
+    that is sooner than computing them; 0: none."""
     speculative: Speculative | None = None
     """Speculative decoding; null: one token an iteration."""
 
@@ -238,6 +241,16 @@ class Engine(Section):
     def _can_swap(self) -> Self:
         if self.on_kv_full == "swap" and self.scheduler not in ("vllm", "chunked"):
             raise refuse(f"on_kv_full swap with scheduler {self.scheduler}", "use vllm, or on_kv_full: preempt")
+        return self
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> Self:
+        if not self.kv_offloading_bytes:
+            return self
+        if not self.enable_prefix_caching:
+            raise refuse("kv_offloading_size without a prefix cache", "set enable_prefix_caching: true")
+        if self.on_kv_full == "swap" or self.speculative is not None:
+            raise refuse("kv_offloading_size with on_kv_full swap or speculative", "leave one of the two out")
         return self
 
     @model_validator(mode="after")

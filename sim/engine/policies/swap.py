@@ -152,13 +152,10 @@ class SwapScheduler(VllmScheduler):
         return not self._swapped and not self._returning and super()._may_enter(seq)
 
 
-def host_link(
-    env: simpy.Environment, topology: Topology, block_bytes: Mapping[str, float], swap_space_bytes: float
-) -> HostLink:
-    """The host link of the replica whose ranks hold `block_bytes` of a KV block each, by GPU name.
+def host_times(topology: Topology, block_bytes: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds to move a KV block of a replica to host memory, and back; `block_bytes` is what each rank holds, by GPU name.
 
-    All ranks copy at the same time; those behind one PCIe switch share its way up. Links of other replicas are not
-    loaded. `swap_space_bytes` is host memory for each GPU.
+    All ranks copy at the same time; those behind one PCIe switch share its way up. Links of other replicas are not loaded.
 
     Raises:
         InputError: a GPU's node has no host memory.
@@ -170,7 +167,19 @@ def host_link(
     edges = topology.graph.edges
     out_s = max(load / edges[a, b]["bandwidth_bytes_per_s"] for (a, b), load in out.items())
     back_s = max(load / edges[b, a]["bandwidth_bytes_per_s"] for (a, b), load in out.items())
-    return HostLink(env, out_s, back_s, int(swap_space_bytes // max(block_bytes.values())))
+    return out_s, back_s
+
+
+def host_link(
+    env: simpy.Environment, topology: Topology, block_bytes: Mapping[str, float], swap_space_bytes: float
+) -> HostLink:
+    """The host link of the replica whose ranks hold `block_bytes` of a KV block each, with `swap_space_bytes` for each GPU.
+
+    Raises:
+        InputError: as `host_times`.
+    """
+    blocks = int(swap_space_bytes // max(block_bytes.values()))
+    return HostLink(env, *host_times(topology, block_bytes), blocks)
 
 
 def _nobody() -> None:
