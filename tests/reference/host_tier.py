@@ -7,8 +7,8 @@ H4: Meanwhile the request has left the queue, with its blocks reserved; the next
 H5: The schedule that follows puts it in front; its blocks get their keys, and it goes on after them.
 H6: Where nothing runs and the head finds no room, those behind it that hold blocks give them up, the last first.
 
-A block goes to the host when the last block with its key is reused; there the least recently used is forgotten first, never one that
-is being fetched. Both directions move one block after another.
+A block goes to the host when the last block with its key is reused; there the least recently used is forgotten first, never one
+that is being fetched. Both directions move one block after another.
 """
 
 from __future__ import annotations
