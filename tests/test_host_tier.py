@@ -140,7 +140,7 @@ def again(tier: HostTierOf | None, granularity: str = "leap") -> Run:
 
 
 def test_what_was_evicted_comes_back_over_the_host_link() -> None:
-    # A prompt fills 4 blocks and the token after it a fifth. The second one takes the two blocks that hold no key and three of the
+    # A prompt fills 4 blocks and the token after it a fifth. The second one takes the two blocks without a key and three of the
     # four cached ones, tail first; they go to the host in 3 ms. At most 12 tokens of the third prompt may hit: its first block is
     # on the GPU, the two after it come back in 4 ms instead of the 8 ms in which they could be computed.
     run = again(HostTierOf(blocks=10, out_s=1e-3, back_s=2e-3, token_s=1e-3))
