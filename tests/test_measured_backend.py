@@ -319,8 +319,46 @@ def test_provenance_names_the_table_and_the_share_beyond_it(tmp_path: Path) -> N
     write(tmp_path / "h100_sxm" / "gemm" / "gemm_perf.parquet", list(gemm_rows(noisy)))
     measured = backend(tmp_path / "h100_sxm")
     measured.gemm(np.array([1.0, 4096.0, 4097.0, 1e5]), 2048, 2048, "bf16")
-    expected = "gemm bf16: h100_sxm/gemm/gemm_perf.parquet (VLLM 9.9.9), 45 rows, 50% of look-ups extrapolated"
-    assert measured.provenance() == [expected]
+    expected = "gemm bf16: h100_sxm/gemm/gemm_perf.parquet (VLLM 9.9.9), 45 rows (n 2048, k 2048), 50% of look-ups extrapolated"
+    assert measured.provenance() == [f"{expected}; tokens 1 to 100,000 where 1 to 4,096 were measured"]
+
+
+def test_provenance_names_the_rows_between_which_a_shape_lies(tmp_path: Path) -> None:
+    write(tmp_path / "gemm" / "gemm_perf.parquet", list(gemm_rows(noisy)))
+    measured = backend(tmp_path)
+    measured.gemm(np.array([1.0]), 1024, 2048, "bf16")
+    measured.gemm(np.array([1.0]), 16384, 2048, "bf16")
+    (line,) = measured.provenance()
+    assert "(n 512 and 2048, k 2048; n 8192, k 2048), 50% of look-ups extrapolated" in line
+    assert line.endswith("; n 16,384 to 16,384 where 512 to 8,192 were measured")
+
+
+# --- engines whose kernels differ from those of the tables ----------------------------------------------------------------
+
+
+def test_an_engine_that_knows_its_scales_does_not_look_for_them(tmp_path: Path) -> None:
+    write(tmp_path / "gemm" / "gemm_perf.parquet", list(gemm_rows(lambda m, n, k: FACTOR, "fp8")))
+    tables, quiet = GpuTables(tmp_path), "with activation scales found in each product"
+    before = MeasuredKernels(H100, tables, static_scales=True)
+    dynamic_s = [float(before.gemm(m, n, k, "fp8").total_s) for m, n, k in ((8, 8192, 8192), (512, 2048, 8192))]
+    assert any(quiet in note for note in before.notes)
+    rows: list[dict[str, object]] = [{"quant_dtype": "fp8", "m": m, "k": k, "latency": 2e-3} for m in M for k in K]
+    write(tmp_path / "quantize" / "computescale_perf.parquet", rows)
+    static = MeasuredKernels(H100, tables, static_scales=True)
+    static_s = [float(static.gemm(m, n, k, "fp8").total_s) for m, n, k in ((8, 8192, 8192), (512, 2048, 8192))]
+    assert np.subtract(dynamic_s, static_s) == pytest.approx([2e-6, 2e-6], rel=1e-6)
+    assert any("without the kernel that finds activation scales" in note for note in static.notes)
+    least = Roofline(H100, ideal=True).gemm(1, 512, 512, "fp8").total_s
+    assert float(static.gemm(1, 512, 512, "fp8").total_s) >= float(least)
+
+
+@pytest.mark.parametrize(("framework", "share"), [("VLLM", 0.6), ("TRTLLM", 1.0)])
+def test_an_engines_own_attention_kernels_need_no_factor(tmp_path: Path, framework: str, share: float) -> None:
+    rows = [row | {"kv_cache_dtype": "fp8", "framework": framework} for row in decode_rows(1.0, 1.0)]
+    write(tmp_path / "attention" / "generation_attention_perf.parquet", rows)
+    usual = MeasuredKernels(H100, GpuTables(tmp_path)).decode_attention(8, 32, 8, 128, "fp8")
+    faster = MeasuredKernels(H100, GpuTables(tmp_path), fp8_attention=0.6).decode_attention(8, 32, 8, 128, "fp8")
+    assert float(faster.fixed_s) == pytest.approx(share * float(usual.fixed_s))
 
 
 def test_a_faster_memory_shortens_measured_kernels_by_what_the_roofline_says(tmp_path: Path) -> None:

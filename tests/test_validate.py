@@ -130,3 +130,20 @@ def test_a_sample_of_published_rows_stays_within_its_error(tmp_path: Path):
     found = {group.metric: group for group in groups(validate(path, workers=1), by=("all",))}
     assert found["tpot"].n > 8
     assert found["tpot"].median_abs_error < 0.12
+
+
+def test_rows_are_priced_with_measured_kernels_where_asked(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("TWOWALLS_TABLES", str(tmp_path / "nowhere"))
+    run = CliRunner().invoke(app, ["validate", str(file), "--workers", "1", "--costs", "measured"])
+    assert "--costs: got measured" in str(run.exception)
+    run = CliRunner().invoke(app, ["validate", str(file), "--costs", "guessed"])
+    assert "--costs: got 'guessed'" in str(run.exception)
+    kernels = MEASURED.parent / "kernels"
+    if not kernels.is_dir():
+        pytest.skip("needs the measured tables")
+    monkeypatch.setenv("TWOWALLS_TABLES", str(kernels))
+    measured = {row.id: row for row in validate(file, workers=1, costs="measured")}
+    fitted = {row.id: row for row in validate(file, workers=1)}
+    ratio = (measured["a-1"].predicted or 0.0) / (fitted["a-1"].predicted or 1.0)
+    assert ratio != 1.0
+    assert ratio == pytest.approx(1.0, abs=0.1)

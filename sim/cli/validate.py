@@ -33,6 +33,9 @@ def validate(
     measured: Annotated[
         Path | None, typer.Option("--measured", metavar="CSV", help="Of a folder: published points shown beside.")
     ] = None,
+    costs: Annotated[
+        str, typer.Option("--costs", metavar="BACKEND", help="Kernels of the end-to-end rows: roofline or measured.")
+    ] = "roofline",
     json: Json = False,
 ) -> None:
     """Simulate every published measurement of a file as it was made, and print the errors by group."""
@@ -41,11 +44,15 @@ def validate(
 
         validate_collectives(path, measured, json)
         return
+    from sim.errors import InputError, nearest
     from sim.studies import validate_report
     from sim.studies.validate import SKIPPED, write_rows
     from sim.studies.validate import validate as validate_file
 
-    rows = validate_file(path, workers, _progress)
+    backends = ("roofline", "measured")
+    if costs not in backends:
+        raise InputError("--costs", f"got '{costs}'", nearest(costs, backends))
+    rows = validate_file(path, workers, _progress, costs)
     if out is not None:
         write_rows(rows, out)
     if plot is not None:

@@ -169,3 +169,12 @@ def decode_mla(
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["tile_s"] * sequences / gpu.sm_count
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
+
+
+def own_fp8(time: DecodeAttentionTime, share: float, least_slope_s: float, kv_dtype: str) -> DecodeAttentionTime:
+    """Decode attention by an engine whose own kernel over an fp8 cache takes `share` of the measured one's time; whatever it
+    does better, it reads the cache from HBM, `least_slope_s` a token."""
+    if kv_dtype != "fp8" or share == 1.0:
+        return time
+    slope = np.clip(least_slope_s / (time.memory_s_per_token + time.compute_s_per_token), share, 1.0)
+    return DecodeAttentionTime(share * time.fixed_s, slope * time.memory_s_per_token, slope * time.compute_s_per_token)

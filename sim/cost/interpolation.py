@@ -30,6 +30,11 @@ class Curve:
     def at(self, coordinate: Floats) -> Floats:
         return np.interp(np.log(coordinate), self.log_grid, self.values)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest measured coordinate."""
+        return float(np.exp(self.log_grid[0])), float(np.exp(self.log_grid[-1]))
+
     def outside(self, coordinate: Floats) -> NDArray[np.bool_]:
         """Where the coordinate lies beyond the measured ends."""
         logs = np.log(coordinate)
@@ -52,6 +57,14 @@ class LogGrid:
         high = (1 - v) * cell[:, j, p] + v * cell[:, j, q]
         outside = any(not axis[0] <= x <= axis[-1] for axis, x in zip(self.axes[1:], (second, third), strict=True))
         return Curve(np.log(self.axes[0]), (1 - u) * low + u * high), outside
+
+    def around(self, second: float, third: float) -> tuple[list[float], list[float]]:
+        """The measured coordinates, of each of the other two axes, that `of` takes its curve from."""
+        found = []
+        for axis, x in zip(self.axes[1:], (second, third), strict=True):
+            lower, upper, weight = _bracket(axis, x)
+            found.append([float(axis[i]) for i in ({upper} if weight == 1 else {lower, upper})])
+        return sorted(found[0]), sorted(found[1])
 
 
 def _bracket(axis: Floats, x: float) -> tuple[int, int, float]:

@@ -9,18 +9,18 @@ the utilisation of the last measured shape. Where there is no table it is the ro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.cost import attention_fits
 from sim.cost import measured_corrections as corrections
-from sim.cost.fits import array
+from sim.cost.fits import arithmetic, array
 from sim.cost.interpolation import Curve, LogGrid, nearest_row
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.cost.measured_corrections import AffineCurve
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, Table, find_tables
+from sim.cost.measured_usage import Usage
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu, load_gpu
 
@@ -33,34 +33,30 @@ _GROUPING, _WIDTH = 2.0, 2.0
 _MLA_FILES = (("mla_{}_module_perf.parquet", True), ("{}_mla_perf.parquet", False))
 
 
-@dataclass(slots=True)
-class _Usage:
-    """Look-ups in one table."""
-
-    origin: str
-    rows: int
-    lookups: int = 0
-    outside: int = 0
-    substitute: bool = False
-    """The shape itself was not measured: that of its nearest relative stands in."""
-
-
 class MeasuredKernels:
     """Durations of kernels on one GPU from measured tables; implements `sim.cost.kernels.KernelBackend`.
 
     Args:
         gpu: whose kernels are asked for.
         tables: of that GPU; None: every kernel is the roofline's.
+        static_scales: the engine knows the scales of quantised activations in advance; the products of the tables look
+            for them.
+        fp8_attention: decode attention over an fp8 cache of the engine, in time of the default engine's kernels; not
+            applied to tables of the engine itself.
     """
 
-    def __init__(self, gpu: Gpu, tables: GpuTables | None) -> None:
+    def __init__(
+        self, gpu: Gpu, tables: GpuTables | None, static_scales: bool = False, fp8_attention: float = 1.0
+    ) -> None:
         self.gpu = gpu
         self.tables = tables
+        self.static_scales = static_scales
+        self.fp8_attention = fp8_attention
         self.roofline = Roofline(gpu)
         # what-if studies change `gpu`; its tables were measured on the one of the catalogue
         self._bench = Roofline(load_gpu(gpu.name)) if tables else self.roofline
         self._found: dict[Any, Any] = {}
-        self._usage: dict[tuple[str, str], _Usage] = {}
+        self._usage: dict[tuple[str, str], Usage] = {}
         self._notes: dict[str, None] = {}
 
     @classmethod
@@ -82,18 +78,13 @@ class MeasuredKernels:
         return list(self._notes)
 
     @property
-    def usage(self) -> Mapping[tuple[str, str], _Usage]:
+    def usage(self) -> Mapping[tuple[str, str], Usage]:
         """The tables in use, by kernel kind and dtype."""
         return self._usage
 
     def provenance(self) -> list[str]:
-        """A line for every table in use, with the share of look-ups beyond it; then the notes."""
-        lines = []
-        for (kind, dtype), used in self._usage.items():
-            share = f"{used.outside / max(used.lookups, 1):.0%} of look-ups extrapolated"
-            nearest = ", a shape from its nearest measured relatives" if used.substitute else ""
-            lines.append(f"{kind} {dtype}: {used.origin}, {used.rows} rows, {share}{nearest}")
-        return lines + self.notes
+        """A line for every table in use: its rows that answered, and what was asked beyond them; then the notes."""
+        return [used.line(*key) for key, used in self._usage.items()] + self.notes
 
     # --- matrix multiplications -------------------------------------------------------------------------------------------
 
@@ -104,7 +95,14 @@ class MeasuredKernels:
         if grid is None:
             return asked
         curve, outside = self._once(("gemm", dtype, n, k), lambda: grid.of(float(n), float(k)))
-        self._count(("gemm", dtype), curve.outside(array(m)) | outside)
+        used = self._usage["gemm", dtype]
+        used.count("tokens", curve, array(m), outside)
+        if outside:
+            for name, value, axis in (("n", n, grid.axes[1]), ("k", k, grid.axes[2])):
+                if not axis[0] <= value <= axis[-1]:
+                    used.leave(name, value, value, float(axis[0]), float(axis[-1]))
+        ns, ks = (" and ".join(f"{x:g}" for x in axis) for axis in grid.around(float(n), float(k)))
+        used.shapes[f"n {ns}, k {ks}"] = None
         return _scaled(asked, np.exp(curve.at(array(m))))
 
     def _gemm_grid(self, dtype: str) -> LogGrid | None:
@@ -118,7 +116,21 @@ class MeasuredKernels:
                 f"gemm {dtype}: {int(spoilt.sum())} rows left out that took more than {corrections.SPOILT} times as long as "
                 "the same weights with more tokens"
             ] = None
-        return corrections.gemm_grid(self._bench, table.only(~spoilt), dtype)
+        sound = self._known_scales(table.only(~spoilt), dtype)
+        return corrections.gemm_grid(self._bench, sound, dtype)
+
+    def _known_scales(self, table: Table, dtype: str) -> Table:
+        """Matrix multiplications without the kernel that looks for the scale of an activation, where the engine knows it in
+        advance and the tables say what that kernel takes. The cast itself stays, which they measure as part of the product:
+        how much of it another kernel could hide they do not say."""
+        if not self.static_scales or arithmetic(self.gpu, dtype) == "bf16" or self.tables is None:
+            return table
+        scales = self.tables.read("quantize", "computescale_perf.parquet", {"quant_dtype": dtype}, ("m", "k"))
+        if scales is None or scales.engine != table.engine:
+            self._notes[f"gemm {dtype}: with activation scales found in each product, as the tables measured it"] = None
+            return table
+        self._notes[f"gemm {dtype}: without the kernel that finds activation scales, {scales.origin}"] = None
+        return corrections.without(self._bench, table, scales, dtype)
 
     def moe(
         self, tokens: Floats | float, hidden: int, intermediate: int, experts: int, local_experts: int, top_k: int, dtype: str
@@ -130,7 +142,7 @@ class MeasuredKernels:
         curve = self._once(("moe", dtype, *shape), lambda: self._moe_curve(shape, dtype))
         if curve is None:
             return asked
-        self._count(("moe", dtype), curve.outside(array(tokens)))
+        self._usage["moe", dtype].count("tokens", curve, array(tokens))
         return _scaled(asked, np.exp(curve.at(array(tokens))))
 
     def _moe_curve(self, shape: tuple[int, ...], dtype: str) -> Curve | None:
@@ -139,6 +151,9 @@ class MeasuredKernels:
             return None
         curve, measured = corrections.moe_curve(self._bench, found[0], shape, dtype, balanced=found[1])
         self._substituted(("moe", dtype), not measured)
+        if measured:
+            asked = "hidden {}, {} columns, top {} of {}, {} here".format(*shape)
+            self._usage["moe", dtype].shapes[asked] = None
         return curve
 
     def _moe_table(self, dtype: str) -> tuple[Table, bool] | None:
@@ -197,9 +212,13 @@ class MeasuredKernels:
         """One query token for each of `sequences`: at every measured batch size the affine function of the contexts' sum
         nearest to the rows, interpolated in log batch size."""
         asked = self.roofline.decode_attention(sequences, heads, kv_heads, head_dim, kv_dtype)
-        shape = (heads, kv_heads, head_dim)
-        curve = self._once(("decode_attention", kv_dtype, shape), lambda: self._decode_curve(shape, kv_dtype))
-        return self._affine_decode(("decode_attention", kv_dtype), asked, curve, array(sequences))
+        shape, key = (heads, kv_heads, head_dim), ("decode_attention", kv_dtype)
+        curve = self._once((*key, shape), lambda: self._decode_curve(shape, kv_dtype))
+        time = self._affine_decode(key, asked, curve, array(sequences))
+        if key in self._usage and self._usage[key].engine not in ("", DEFAULT_FRAMEWORK):
+            return time
+        least_slope_s = self.roofline.least_slope_s(kv_heads, head_dim, kv_dtype)
+        return attention_fits.own_fp8(time, self.fp8_attention, least_slope_s, kv_dtype)
 
     def _decode_curve(self, shape: tuple[int, int, int], kv_dtype: str) -> AffineCurve | None:
         dtype = _KV_DTYPES.get(kv_dtype, kv_dtype)
@@ -224,6 +243,7 @@ class MeasuredKernels:
         best = known[nearest_row(features(known), features(np.array([shape], dtype=float))[0])]
         self._substituted((kind, dtype), tuple(best) != shape)
         heads, kv_heads, head_dim = (int(value) for value in best)
+        self._usage[kind, dtype].shapes[f"{heads} heads, {kv_heads} KV heads of {head_dim}"] = None
         return table.only((columns == best).all(axis=1)), (heads, kv_heads, head_dim)
 
     # --- latent attention -------------------------------------------------------------------------------------------------
@@ -266,6 +286,7 @@ class MeasuredKernels:
             known = np.unique(table["num_heads"])
             best = int(known[nearest_row(known[:, None], np.array([float(heads)]))])
             self._substituted((kind, kv_dtype), best != heads)
+            self._usage[kind, kv_dtype].shapes[f"{best} heads"] = None
             build = corrections.prefill_mla_curve if prefill else corrections.decode_mla_curve
             return build(self._bench, table.only(table["num_heads"] == best), best, dtype, module)
         return None
@@ -284,14 +305,10 @@ class MeasuredKernels:
         """A table, entered into the provenance; None is noted unless the caller has another to try."""
         table = self.tables.read(family, file, where, shape) if self.tables else None
         if table is not None:
-            self._usage.setdefault((kind, dtype), _Usage(table.origin, len(table)))
+            self._usage.setdefault((kind, dtype), Usage(table.origin, len(table), table.engine))
         elif note:
             self._notes[f"{kind} {dtype}: no measured table of {self.gpu.name}; roofline"] = None
         return table
-
-    def _count(self, key: tuple[str, str], outside: NDArray[np.bool_]) -> None:
-        self._usage[key].lookups += outside.size
-        self._usage[key].outside += int(outside.sum())
 
     def _substituted(self, key: tuple[str, str], substitute: bool) -> None:
         if key in self._usage:
@@ -302,7 +319,7 @@ class MeasuredKernels:
     ) -> KernelTime:
         if curve is None:
             return asked
-        self._count(key, curve.body.outside(at))
+        self._usage[key].count("prompt", curve.body, at)
         body = curve.body.at(at)
         return KernelTime(curve.fixed.at(at) * asked.fixed_s, body * asked.memory_s, body * asked.compute_s)
 
@@ -311,7 +328,7 @@ class MeasuredKernels:
     ) -> DecodeAttentionTime:
         if curve is None:
             return asked
-        self._count(key, curve.body.outside(at))
+        self._usage[key].count("sequences", curve.body, at)
         body = curve.body.at(at)
         return DecodeAttentionTime(
             curve.fixed.at(at) * asked.fixed_s, body * asked.memory_s_per_token, body * asked.compute_s_per_token

@@ -62,6 +62,19 @@ def gemm_grid(roofline: Roofline, table: Table, dtype: str) -> LogGrid:
     return log_grid((table["m"], table["n"], table["k"]), values)
 
 
+def without(roofline: Roofline, table: Table, apart: Table, dtype: str) -> Table:
+    """Matrix multiplications without another kernel in them, whose times by (m, k) `apart` holds; no shorter than printed
+    peaks allow. Rows that `apart` does not know are left out."""
+    apart_s = dict(zip(zip(apart["m"], apart["k"], strict=True), apart["latency_s"], strict=True))
+    shapes = list(zip(table["m"], table["k"], strict=True))
+    known = np.flatnonzero([shape in apart_s for shape in shapes])
+    rows = table.only(known)
+    left_s = rows["latency_s"] - [apart_s[shapes[i]] for i in known]
+    peaks = Roofline(roofline.gpu, ideal=True).constants("gemm", dtype)
+    least_s = fits.gemm(peaks, roofline.gpu, rows["m"], rows["n"], rows["k"], dtype).total_s
+    return Table({**rows.columns, "latency_s": np.maximum(left_s, least_s)}, rows.origin, rows.engine)
+
+
 class Columns(Protocol):
     """Columns of a table by name."""
 

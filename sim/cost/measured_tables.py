@@ -38,6 +38,8 @@ class Table:
     """The shape's columns, and `latency_s`."""
     origin: str
     """Folder and file, engine and version, for readers."""
+    engine: str = ""
+    """Whose kernels: vllm, trtllm, sglang; empty where the file does not say."""
 
     def __getitem__(self, column: str) -> Floats:
         return self.columns[column]
@@ -47,7 +49,7 @@ class Table:
 
     def only(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Table:
         """The rows marked true, or the rows of these indices."""
-        return Table({name: values[rows] for name, values in self.columns.items()}, self.origin)
+        return Table({name: values[rows] for name, values in self.columns.items()}, self.origin, self.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class GpuTables:
         """The fastest row of every shape, or None where there is no such file or no such row.
 
         Args:
-            family: gemm, attention, mla or moe.
+            family: gemm, attention, mla, moe or quantize.
             file: name of the parquet file.
             where: values that columns must have; a column that the file lacks counts as matching.
             shape: columns that together name a shape.
@@ -98,7 +100,7 @@ def find_tables(gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "cost
     Raises:
         InputError: no tables are installed, or TWOWALLS_TABLES names no folder.
     """
-    root = _root(where)
+    root = tables_root(where)
     if (root / "gemm").is_dir() or (root / "attention").is_dir():
         return GpuTables(root, framework)
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -110,7 +112,12 @@ def find_tables(gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "cost
     return None
 
 
-def _root(where: str) -> Path:
+def tables_root(where: str) -> Path:
+    """The folder of the installed tables, one folder a GPU or the folder of one GPU.
+
+    Raises:
+        InputError: no tables are installed, or TWOWALLS_TABLES names no folder.
+    """
     named = os.environ.get(VARIABLE)
     if named:
         folder = Path(named).expanduser()
@@ -153,10 +160,11 @@ def _read(path: Path, where: Where, shape: tuple[str, ...]) -> Table | None:
     columns = {name: raw[name].to_numpy().astype(np.float64) for name in (*shape, "latency")}
     latency_s = columns.pop("latency") * 1e-3
     first = _fastest([columns[name] for name in shape], latency_s)
-    parts = path.parts[-3:] if path.parent.name in ("gemm", "attention", "mla", "moe") else path.parts[-5:]
+    parts = path.parts[-3:] if path.parent.name in ("gemm", "attention", "mla", "moe", "quantize") else path.parts[-5:]
     said = " ".join(str(raw[name][0]) for name in origins)
     kept = {name: column[first] for name, column in columns.items()} | {"latency_s": latency_s[first]}
-    return Table(kept, "/".join(parts) + (f" ({said})" if said else ""))
+    engine = str(raw["framework"][0]).lower() if "framework" in has else ""
+    return Table(kept, "/".join(parts) + (f" ({said})" if said else ""), engine)
 
 
 def _fastest(shape: Sequence[Floats], latency_s: Floats) -> NDArray[np.intp]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
+from sim.cost.formats import kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu
@@ -45,12 +46,16 @@ class Roofline:
         ideal: printed peaks, the larger of compute and memory time, no fixed cost and no quantisation kernel.
         fused_quantisation: scales are known in advance (TensorRT-LLM): no quantisation kernel, no partial sums to scale, and
             the best of the kernels measured, for such an engine tries them all when it is built.
+        fp8_attention: decode attention over an fp8 cache, in time of the measured kernels.
     """
 
-    def __init__(self, gpu: Gpu, ideal: bool = False, fused_quantisation: bool = False) -> None:
+    def __init__(
+        self, gpu: Gpu, ideal: bool = False, fused_quantisation: bool = False, fp8_attention: float = 1.0
+    ) -> None:
         self.gpu = gpu
         self.ideal = ideal
         self.fused_quantisation = fused_quantisation
+        self.fp8_attention = fp8_attention
 
     def constants(self, kind: str, dtype: str) -> Constants:
         """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it."""
@@ -99,7 +104,14 @@ class Roofline:
     ) -> DecodeAttentionTime:
         """One query token for each of `sequences`."""
         c = self.constants("decode_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
-        return attention_fits.decode_attention(c, self.gpu, sequences, heads, kv_heads, head_dim, kv_dtype)
+        time = attention_fits.decode_attention(c, self.gpu, sequences, heads, kv_heads, head_dim, kv_dtype)
+        return attention_fits.own_fp8(
+            time, self.fp8_attention, self.least_slope_s(kv_heads, head_dim, kv_dtype), kv_dtype
+        )
+
+    def least_slope_s(self, kv_heads: int, head_dim: int, kv_dtype: str) -> float:
+        """Seconds a cached token that no kernel beats: its bytes through HBM, at the rate that kernels reach."""
+        return float(self.elementwise(2 * kv_heads * head_dim * kv_bytes(kv_dtype), 0).memory_s)
 
     def prefill_mla(
         self, new_tokens: Floats | float, context_tokens: Floats | float, heads: int, kv_lora_rank: int, rope_dim: int,

@@ -166,18 +166,9 @@ class StepCost:
             return self.backend.decode_mla(
                 rows, attention.heads, attention.kv_lora_rank, attention.rope_dim, attention.kv_dtype
             )
-        time = self.backend.decode_attention(
+        return self.backend.decode_attention(
             rows, attention.heads, attention.kv_heads, attention.head_dim, attention.kv_dtype
         )
-        if attention.kv_dtype != "fp8":
-            return time
-        # whatever an engine's own kernel does better than the measured one, it reads the cache from HBM
-        token_bytes = 2.0 * attention.kv_heads * attention.head_dim
-        least_s = self.backend.elementwise(token_bytes, 0).memory_s
-        slope_s = time.memory_s_per_token + time.compute_s_per_token
-        share = np.clip(least_s / slope_s, self.preset.fp8_attention, 1.0)
-        memory_s, compute_s = share * time.memory_s_per_token, share * time.compute_s_per_token
-        return DecodeAttentionTime(self.preset.fp8_attention * time.fixed_s, memory_s, compute_s)
 
     # --- prompt chunks ----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from sim.cost.experts import ExpertCost, LockStepCost, SkewedExperts
 from sim.cost.factored import FactoredKernels
 from sim.cost.kernels import KernelBackend
 from sim.cost.measured import MeasuredKernels
+from sim.cost.measured_tables import find_tables
 from sim.cost.pipeline import HandOver, PipelineCost
 from sim.cost.preset import EnginePreset, preset_for
 from sim.cost.roofline import Roofline
@@ -219,12 +220,13 @@ class Deployment:
         return FactoredKernels(found, gpu, factors) if factors else found
 
     def _backend(self, gpu: Gpu) -> KernelBackend:
+        fused, fp8_attention = self.preset.fused_quantisation, self.preset.fp8_attention
         if self.scenario.costs == "roofline":
-            return Roofline(gpu, ideal=self.preset.ideal, fused_quantisation=self.preset.fused_quantisation)
+            return Roofline(gpu, self.preset.ideal, fused, fp8_attention)
         where = f"{self.scenario.where}: costs"
         if self.preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
-        found = MeasuredKernels.find(gpu, self.preset.name, where)
+        found = MeasuredKernels(gpu, find_tables(gpu, self.preset.name, where), fused, fp8_attention)
         self._backends.append(found)
         return found
 

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from sim.cost.measured_tables import tables_root
 from sim.errors import TwoWallsError
 from sim.studies.kernel_rows import kernel_prediction
 from sim.studies.measured_metrics import RunFacts, facts_of, is_latency, predicted, unit_of
@@ -47,22 +48,30 @@ class RowResult:
     reason: str = ""
 
 
-def validate(path: Path, workers: int = 2, progress: Callable[[int, int], None] | None = None) -> list[RowResult]:
+def validate(
+    path: Path, workers: int = 2, progress: Callable[[int, int], None] | None = None, costs: str = "roofline"
+) -> list[RowResult]:
     """Every row of a file in the format of `measured.csv`, with what is predicted for it, in the file's order.
 
     Args:
         workers: processes to simulate with.
         progress: told of runs done and runs in all.
+        costs: the kernel backend of the end-to-end rows, as a scenario names it.
 
     Raises:
-        InputError: the file is missing or is not in that format.
+        InputError: the file is missing or is not in that format; measured costs without tables installed.
     """
+    if costs == "measured":
+        tables_root("--costs")
     rows = read_rows(path)
     results = {row.id: _blank(row) for row in rows}
     for row in rows:
         if row.kind != "e2e":
             _fill_kernel(row, results[row.id])
     cases = cases_of([row for row in rows if row.kind == "e2e"])
+    for case in cases:
+        if case.scenario is not None:
+            case.scenario["costs"] = costs
     for done, (case, facts) in enumerate(_simulated(cases, workers), start=1):
         _fill(case, facts, results)
         if progress is not None:
