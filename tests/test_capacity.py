@@ -81,6 +81,16 @@ def test_users_are_whole() -> None:
     assert loop.num_requests == 216 + 6 if loop.warmup_requests == 37 else 216
 
 
+def test_what_is_lost_in_an_overload_makes_no_later_run_longer() -> None:
+    def overloads(load: float) -> dict[str, Any]:
+        good = load < 100
+        return {"p99_ttft_ms": 100.0 if good else 2e6, "mean_e2el_ms": 1e3 if good else 2e6, "load": "stable"}
+
+    _, asked = run(scenario(), 90, 0.01, overloads)
+    # six times the second that requests take below the capacity, never six times the half hour beyond it
+    assert max(one.workload.num_requests or 0 for one in asked) == math.ceil(6 * math.sqrt(90 * 180))
+
+
 def test_a_run_is_long_enough_for_its_queue_to_be_seen() -> None:
     def slow(load: float) -> dict[str, Any]:
         return {"p99_ttft_ms": 1.0 if load < 50 else 9e9, "mean_e2el_ms": 20e3, "load": "stable"}

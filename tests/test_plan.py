@@ -20,7 +20,7 @@ from sim.studies.objective import Objective
 from sim.studies.plan import Choice, with_replicas
 from sim.studies.plan_candidates import Candidate, candidates
 from sim.studies.plan_cost import TokenCost, token_cost
-from sim.studies.plan_screen import decode_s, prefill_s, screen
+from sim.studies.plan_screen import Mean, Replica, screen
 from sim.studies.plan_words import golden_rule, plan_text
 from sim.studies.plan_workload import plan_base
 from sim.studies.prices import Offer, Prices, load_prices
@@ -30,7 +30,10 @@ SLO = [Objective.parse("ttft.p99=2s"), Objective.parse("tpot.p99=50ms")]
 
 
 def candidate(tensor: int = 1, precision: str = "bf16", **changes: Any) -> Candidate:
-    return Candidate(changes.get("offer", H100), tensor, changes.get("pipeline", 1), False, precision)
+    offer, pipeline, expert = (
+        changes.pop(key, usual) for key, usual in (("offer", H100), ("pipeline", 1), ("expert", False))
+    )
+    return Candidate(offer, tensor, pipeline, expert, precision, **changes)
 
 
 def test_candidates_are_what_the_hardware_can_compute() -> None:
@@ -41,25 +44,56 @@ def test_candidates_are_what_the_hardware_can_compute() -> None:
     assert {c.precision for c in found if c.offer is H100} == {"bf16", "fp8", "int4"}  # fp4 is Blackwell's
     assert {c.precision for c in found if c.offer is a100} == {"bf16", "int4"}
     assert {(c.tensor, c.pipeline) for c in found} == {(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)}
+    assert max(c.gpus for c in found) == 4
+    assert len({c.name for c in found}) == len(found)
     assert not any(c.expert_parallel for c in found)
     experts = list(candidates([H100], load_model("mixtral-8x7b"), max_gpus=2, precisions=["bf16"]))
-    assert {c.name for c in experts} == {
-        "h100-sxm-tp1-bf16", "h100-sxm-tp2-bf16", "h100-sxm-tp2-ep-bf16", "h100-sxm-tp1-pp2-bf16",
+    assert {c.name.removeprefix("h100-sxm-").removesuffix("-bf16") for c in experts} == {
+        "tp1", "tp1-dp2", "tp1-1p1d", "tp1-dp2-ep", "tp2", "tp2-spread", "tp2-ep", "tp1-pp2", "tp1-pp2-spread",
     }  # fmt: skip
-    assert candidate(8, pipeline=2).words == "sixteen h100-sxm in 2 nodes (TP8 x PP2) in bf16"
+
+
+def test_every_kind_of_deployment_becomes_its_scenario() -> None:
+    base = plan_base("mixtral-8x7b", "chat")
+    staged = candidate(8, pipeline=2)
+    assert staged.words == "sixteen h100-sxm in 2 nodes (TP8 x PP2) in bf16"
+    apart = candidate(1, prefill=2, decode=1)
+    assert apart.words == "three h100-sxm (2 prefill + 1 decode of TP1) in bf16"
+    pools = apart.scenario(base).deployment.pools
+    assert [(pool.role, pool.replicas, pool.tensor_parallel_size) for pool in pools or []] == [
+        ("prefill", 2, 1), ("decode", 1, 1),
+    ]  # fmt: skip
+    spread = candidate(2, placement="spread")
+    assert spread.words == "two h100-sxm in 2 nodes in bf16"
+    assert warm_deployment(spread.scenario(base)).placement == [[["n0.g0", "n1.g0"]]]
+    ranks = candidate(2, data=2, expert=True)
+    assert ranks.words == "four h100-sxm (TP2 x DP2) in bf16 with expert parallelism"
+    assert (ranks.gpus, ranks.lock_step, ranks.copy_of) == (4, True, None)
+    copies = candidate(2, data=2)
+    assert (copies.gpus, copies.copy_of) == (4, candidate(2))
+
+
+def copies_joules(one: Candidate, rate: float) -> float:
+    """Share of time in which a GPU is busy, read off the joules."""
+    joules = token_cost(one, rate, 250.0, 1.0, latency_s=10.0).joules_per_output_token or 0.0
+    return (joules * rate * 250.0 / one.gpus - 70.0) / (700.0 - 70.0)
 
 
 def test_dollars_and_joules_of_a_token() -> None:
     # 4 requests/s x 250 tokens = 1,000 tokens/s; two GPUs at 3 $/h: 6 / 3.6e6 $ a token
-    found = token_cost(candidate(2), 4.0, 250.0, latency_s=10.0)
+    found = token_cost(candidate(2), 4.0, 250.0, 1.0, latency_s=10.0)
     assert found.output_tokens_per_s == 1000.0
     assert found.usd_per_million_output_tokens == pytest.approx(6 / 3600 / 1000 * 1e6)
     assert found.joules_per_output_token == pytest.approx(2 * 700 / 1000, rel=1e-6)  # 40 in flight: never idle
-    idle = token_cost(candidate(2), 0.001, 250.0, latency_s=10.0)
+    idle = token_cost(candidate(2), 0.001, 250.0, 1.0, latency_s=10.0)
     busy = 1 - math.exp(-0.01)
     assert idle.joules_per_output_token == pytest.approx(2 * (busy * 700 + (1 - busy) * 70) / 0.25)
+    # two copies get half of the requests each; apart, a prompt occupies one of two replicas and its decode a third
+    assert copies_joules(candidate(1, data=2), 0.1) == pytest.approx(1 - math.exp(-0.05 * 10))
+    apart = 2 * (1 - math.exp(-0.05 * 1)) + (1 - math.exp(-0.1 * 9))
+    assert copies_joules(candidate(1, prefill=2, decode=1), 0.1) == pytest.approx(apart / 3)
     unknown = Offer("h100-sxm", "dgx-h100", 3.0, 700.0, None, "")
-    assert token_cost(candidate(offer=unknown), 1.0, 250.0, 1.0).joules_per_output_token is None
+    assert token_cost(candidate(offer=unknown), 1.0, 250.0, 1.0, 1.0).joules_per_output_token is None
 
 
 def test_the_closed_form_is_the_step_that_the_engine_takes() -> None:
@@ -69,10 +103,35 @@ def test_the_closed_form_is_the_step_that_the_engine_takes() -> None:
                      "lengths": {"kind": "fixed", "input_tokens": 512, "output_tokens": 256}},
     })  # fmt: skip
     deployment = warm_deployment(scenario)
-    cost, client_s = deployment.cost(0), deployment.preset.entry_s + deployment.preset.exit_s
-    assert simulate(scenario).summary["p50_itl_ms"] == pytest.approx(1e3 * decode_s(cost, 16, 512 + 128), rel=0.01)
+    replica, client_s = Replica.of(deployment), deployment.preset.entry_s + deployment.preset.exit_s
+    assert simulate(scenario).summary["p50_itl_ms"] == pytest.approx(1e3 * replica.decode_s(16, 512 + 128), rel=0.01)
     alone = scenario.with_overrides({"workload.arrivals.concurrency": 1, "workload.num_requests": 1})
-    assert simulate(alone).summary["mean_ttft_ms"] == pytest.approx(1e3 * (client_s + prefill_s(cost, 512)), rel=0.01)
+    assert simulate(alone).summary["mean_ttft_ms"] == pytest.approx(1e3 * (client_s + replica.prefill_s(512)), rel=0.01)
+
+
+def test_the_closed_form_knows_the_experts_that_ranks_share() -> None:
+    scenario = Scenario.from_dict({
+        "model": "mixtral-8x7b", "cluster": {"topology": "dgx-h100"},
+        "deployment": {"data_parallel_size": 4, "enable_expert_parallel": True, "router": "round_robin"},
+        "workload": {"arrivals": {"kind": "closed_loop", "concurrency": 32}, "num_requests": 32,
+                     "lengths": {"kind": "fixed", "input_tokens": 512, "output_tokens": 256}},
+    })  # fmt: skip
+    replica = Replica.of(warm_deployment(scenario))
+    assert replica.ranks == 4
+    assert simulate(scenario).summary["p50_itl_ms"] == pytest.approx(1e3 * replica.decode_s(8, 512 + 128), rel=0.02)
+
+
+def test_prompts_apart_leave_decoding_its_whole_machine() -> None:
+    base = plan_base("llama-3.1-8b", "chat")
+    one, apart = (candidate(**changes).scenario(base) for changes in ({}, {"prefill": 1, "decode": 1}))
+    workload = one.build_workload()
+    alone, parted = screen(one, workload, SLO), screen(apart, workload, SLO)
+    replica = Replica.of(warm_deployment(one))
+    mean = Mean(float(workload.input_tokens.mean()), float(workload.output_tokens.mean()))
+    # a prompt's replica is the bottleneck: it serves as many as fit its time
+    assert parted.request_rate == pytest.approx(1 / replica.prompt_share_s(mean))
+    assert alone.request_rate < parted.request_rate < 2 * alone.request_rate
+    assert parted.latency_alone_s == pytest.approx(alone.latency_alone_s)
 
 
 def test_a_candidate_is_refused_with_its_reason() -> None:
@@ -106,8 +165,8 @@ def test_the_golden_rule_holds_or_not_and_says_why() -> None:
     assert "one node before several holds" in golden_rule([one, choice(3.0, tensor=8, pipeline=2)])
     prices = Prices("2025-06", "a test", {})
     text = plan_text([one, two, unfit], prices, request_rate=5.0)
-    assert text.startswith("Deploy one h100-sxm in int4: $1.00 a million output tokens at 2 requests/s a replica.")
-    assert "For 5 requests/s that is 3 replicas (3 GPUs, $9.00 an hour)." in text
+    assert text.startswith("Deploy one h100-sxm in int4: $1.00 a million output tokens at 2 requests/s.")
+    assert "For 5 requests/s it takes 3 of them (3 GPUs, $9.00 an hour)." in text
     assert with_replicas(one, 4.0) == 2
     assert plan_text([unfit], prices).startswith(
         "Nothing that was tried keeps the SLO.\n  one h100-sxm in bf16: does not fit"

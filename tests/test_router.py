@@ -118,6 +118,16 @@ def test_turns_of_a_conversation_stay_together() -> None:
     assert chosen("session_affinity", fakes(0, 0), [request()] * 3) == [0, 1, 0]  # no session: the least outstanding
 
 
+def test_a_hash_keeps_conversations_together_and_replicas_even_whatever_they_hold() -> None:
+    requests = [request(session=session) for session in (7, 8, 7, 9, 8, 7)]
+    places = chosen("session_hash", fakes(0, 99, 0), requests)
+    assert places == chosen("session_hash", fakes(5, 0, 0), requests)
+    assert len(set(places[::2][:2] + places[-1:])) == 1
+    for replicas in (3, 4, 7):
+        counts = np.bincount(chosen("session_hash", fakes(*[0] * replicas), [request(n) for n in range(700)]))
+        assert counts.max() - counts.min() <= 5  # requests alone are conversations of their own
+
+
 def spread(name: str, granularity: str = "leap") -> Run:
     rows = [(0.013 * i, 10 + i * 7 % 50, 5 + i * 11 % 40) for i in range(120)]
     router = make_router(name, Random(5), block_size=4)

@@ -15,7 +15,7 @@ from test_cli import twowalls
 
 from sim.errors import InputError
 from sim.scenario import Scenario
-from sim.studies.intervals import Estimate, estimate
+from sim.studies.estimate import Estimate, estimate
 from sim.studies.sweep import GPU_AXIS, USER_AXIS, Axis, Point, grid, metric_key, pareto
 
 SCENARIO: dict[str, Any] = {

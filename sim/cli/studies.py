@@ -106,7 +106,7 @@ def sweep(
 
 
 def _sweep_record(axes: Any, found: Any) -> dict[str, Any]:
-    from sim.studies.intervals import METHOD
+    from sim.studies.estimate import METHOD
     from sim.studies.sweep import pareto
 
     return {

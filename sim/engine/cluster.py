@@ -198,6 +198,16 @@ class Cluster:
         elif self.workload.arrival_s is None:
             self._send_next(self._exit_s)
 
+    def elsewhere(self, seq: Sequence) -> None:
+        """A request that somebody else plays, with all turns that follow it: none of them is sent here."""
+        row, turns = seq.id, 1
+        while self._next_turn is not None and (row := self._next_turn[row]) >= 0:
+            turns += 1
+        del self._in_flight[seq]
+        self.finished += turns
+        if self.finished == self._total:
+            self.env.stopped = True
+
     def moved(self, seq: Sequence, replica: ServingReplica) -> None:
         """A request leaves the replica that it was routed to, and goes on at `replica`."""
         self.router.over(self._in_flight[seq])

@@ -14,6 +14,7 @@ from sim.errors import InputError, nearest
 
 ROUTERS = (
     "least_outstanding", "round_robin", "random", "least_kv", "power_of_two", "prefix_affinity", "session_affinity",
+    "session_hash",
 )  # fmt: skip
 AFFINITY_TOKENS = 128
 """A prefix router looks at prompts in steps of about this many tokens, as engine-side caches hash blocks."""
@@ -213,6 +214,17 @@ class SessionAffinity:
         self._replica_of = {session: known for session, known in self._replica_of.items() if known is not replica}
 
 
+class SessionHash(_Careless):
+    """Every turn of a conversation to one replica, by a hash of the conversation's number; a request alone is one of its own.
+
+    Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4): numbers in a row come evenly over the replicas.
+    """
+
+    def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
+        key = seq.session if seq.session >= 0 else seq.id
+        return replicas[(key * 0x9E3779B9 % 2**32) * len(replicas) >> 32]
+
+
 def make_router(name: str, random: Random, block_size: int, where: str = "deployment.router") -> Router:
     """The router of this name.
 
@@ -239,4 +251,6 @@ def make_router(name: str, random: Random, block_size: int, where: str = "deploy
             return PrefixAffinity(block_size)
         case "session_affinity":
             return SessionAffinity()
+        case "session_hash":
+            return SessionHash()
     raise InputError(where, f"got '{name}'", nearest(name, ROUTERS))

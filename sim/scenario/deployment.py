@@ -103,7 +103,14 @@ class Deployment(Section):
     ] = "pack"
     """pack: fewest nodes; spread: one GPU a node in turn; or the names of the GPUs in rank order."""
     router: Literal[
-        "least_outstanding", "round_robin", "random", "least_kv", "power_of_two", "prefix_affinity", "session_affinity"
+        "least_outstanding",
+        "round_robin",
+        "random",
+        "least_kv",
+        "power_of_two",
+        "prefix_affinity",
+        "session_affinity",
+        "session_hash",
     ] = "least_outstanding"
     """Which replica takes a request; prefix_affinity: the one that got the longest beginning of its prompt before."""
     pools: list[Pool] | None = None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.scenario import Scenario
+from sim.studies.estimate import estimate
 from sim.studies.executor import Workers
-from sim.studies.intervals import estimate
 from sim.studies.objective import Objective
 from sim.studies.search import Found, Load, Search, Trial, load_of, search
 from sim.studies.study import Case, Study

@@ -29,8 +29,8 @@ HOPELESS = 1.2
 """A candidate whose estimate, corrected by the least that the closed form has flattered any of its kind so far, costs so many
 times the best found is not simulated."""
 SHORT_REQUESTS, SHORT_TOLERANCE = 300, 0.12
-LONG_REQUESTS, LONG_TOLERANCE = 2000, 0.05
-VERIFIED = 4
+LONG_REQUESTS, LONG_TOLERANCE = 2000, 0.1
+VERIFIED = 3
 """Candidates that are searched again with long runs and every seed."""
 SEEDS = 5
 HEADROOM = 0.88
@@ -47,6 +47,8 @@ class Choice:
     reason: str = ""
     scenario: Scenario | None = None
     screened: Screened | None = None
+    estimate_usd: float = float("inf")
+    """Of a million output tokens, by the closed form."""
     cost: TokenCost | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     capacity: tuple[float, float] | None = None
@@ -90,6 +92,7 @@ class Planner:
         self._thin_out(self._in_order())
         best = sorted((c for c in self.choices if c.status == "simulated"), key=lambda c: c.usd)[:VERIFIED]
         self._verify(best)
+        self._multiply()
         order = ("ranked", "simulated", "screened", "infeasible", "failed")
         self.choices.sort(key=lambda c: (order.index(c.status), c.usd if c.status in order[:2] else 0.0))
         return self.choices
@@ -114,10 +117,15 @@ class Planner:
             choice.reason = choice.screened.reason
             if choice.reason:
                 choice.status = "infeasible" if choice.reason.startswith("does not fit") else "screened"
+                continue
+            choice.estimate_usd = self._estimate(choice)
+            single = candidate.copy_of
+            if single is not None:
+                choice.status, choice.reason = "screened", f"copies of {single.name}: their tokens cost what its do"
 
     def _in_order(self) -> list[Choice]:
         """What may run: the most promising of every kind of GPU, so that each is judged by a run, then the others."""
-        field = sorted((choice for choice in self.choices if not choice.reason), key=self._estimate)
+        field = sorted((c for c in self.choices if not c.reason), key=lambda c: c.estimate_usd)
         first = {choice.candidate.offer.gpu: choice for choice in reversed(field)}
         ahead = {id(choice) for choice in first.values()}
         return sorted(field, key=lambda choice: id(choice) not in ahead)
@@ -125,25 +133,22 @@ class Planner:
     def _estimate(self, choice: Choice) -> float:
         """Dollars a million output tokens by the closed form."""
         assert choice.screened is not None
-        return self._cost(choice, choice.screened.request_rate, choice.screened.latency_alone_s)
-
-    def _cost(self, choice: Choice, rate: float, latency_s: float) -> float:
-        return token_cost(choice.candidate, rate, self.output_tokens, latency_s).usd_per_million_output_tokens
+        rate, alone_s = choice.screened.request_rate, choice.screened.latency_alone_s
+        return token_cost(choice.candidate, rate, self.output_tokens, 0.0, alone_s).usd_per_million_output_tokens
 
     def _thin_out(self, field: list[Choice]) -> None:
         """Short runs, a wave at a time, while the closed form leaves a chance."""
         best = float("inf")
-        flattery: dict[int, float] = {}
+        flattery: dict[tuple[int, int, int], float] = {}
         while field:
             wave, field = field[:WAVE], field[WAVE:]
             self._search(wave, [0], SHORT_REQUESTS, SHORT_TOLERANCE, "short runs")
             best = min([best, *(choice.usd for choice in wave)])
             for choice in wave:
-                # a pipeline's closed form knows nothing of bubbles, so stages are a kind of their own
-                kind, ratio = choice.candidate.pipeline, choice.usd / self._estimate(choice)
+                kind, ratio = _kind(choice), choice.usd / choice.estimate_usd
                 flattery[kind] = min(flattery.get(kind, ratio), ratio)
             for choice in list(field):
-                least = self._estimate(choice) * flattery.get(choice.candidate.pipeline, 1.0)
+                least = choice.estimate_usd * flattery.get(_kind(choice), 1.0)
                 if least > HOPELESS * best:
                     field.remove(choice)
                     told = f"${least:.2f} a million output tokens at best, against ${best:.2f} of the best"
@@ -154,6 +159,17 @@ class Planner:
         for choice in best:
             if choice.status == "simulated":
                 choice.status = "ranked"
+
+    def _multiply(self) -> None:
+        """Short runs of the best replica as copies behind one router, whose queues even out."""
+        copies: dict[Candidate | None, list[Choice]] = {}
+        for choice in self.choices:
+            if choice.screened is not None and choice.screened.request_rate:
+                copies.setdefault(choice.candidate.copy_of, []).append(choice)
+        for best in sorted((c for c in self.choices if c.status == "ranked"), key=lambda c: c.usd):
+            if best.candidate in copies:
+                self._search(copies[best.candidate], [0], SHORT_REQUESTS, SHORT_TOLERANCE, "copies of the best")
+                return
 
     def _search(self, choices: list[Choice], seeds: list[int], requests: int, tolerance: float, stage: str) -> None:
         """Capacity of each of `choices` with each of `seeds`."""
@@ -177,10 +193,9 @@ class Planner:
             choice.status, choice.reason = "screened", capacity.reason or "no load keeps the SLO"
             return
         rate = HEADROOM * capacity.value
-        choice.status, choice.capacity = "simulated", capacity.interval
-        choice.cost = token_cost(
-            choice.candidate, rate, self.output_tokens, (best.record.get("mean_e2el_ms") or 0) / 1e3
-        )
+        choice.status, choice.reason, choice.capacity = "simulated", "", capacity.interval
+        first_s, latency_s = ((best.record.get(f"mean_{name}_ms") or 0.0) / 1e3 for name in ("ttft", "e2el"))
+        choice.cost = token_cost(choice.candidate, rate, self.output_tokens, first_s, latency_s)
         choice.metrics = metrics_of(best.record) | {"binding": capacity.binding}
         choice.scenario = self._recommended(choice, rate, best)
 
@@ -191,6 +206,11 @@ class Planner:
         lines = ["{1}.{0} <= {2} ms".format(*o.key.removesuffix("_ms").split("_"), repr(o.limit)) for o in limits]
         scenario = loaded(choice.scenario, "request_rate", rate, max(best.requests, LONG_REQUESTS))
         return scenario.with_overrides({"name": choice.candidate.name, "assert": lines, "workload.seed": 0})
+
+
+def _kind(choice: Choice) -> tuple[int, int, int]:
+    """What the closed form flatters alike: it knows nothing of bubbles, transfers, or ranks that wait for each other."""
+    return choice.candidate.pipeline, choice.candidate.prefill, choice.candidate.data
 
 
 def with_replicas(choice: Choice, request_rate: float) -> int:

@@ -24,21 +24,36 @@ class TokenCost:
     unknown."""
 
 
-def token_cost(candidate: Candidate, request_rate: float, mean_output_tokens: float, latency_s: float) -> TokenCost:
+def token_cost(
+    candidate: Candidate, request_rate: float, mean_output_tokens: float, first_s: float, latency_s: float
+) -> TokenCost:
     """Cost and energy of `candidate` at `request_rate`.
 
     Args:
-        latency_s: mean time of a request in the replica. Poisson arrivals find it empty with the probability exp(-rate x
-            latency) (M/G/infinity, Little), which is the share of time in which its GPUs draw their idle power.
+        first_s: mean time to the first token.
+        latency_s: mean time of a request from its arrival to its end.
     """
     tokens_per_s = request_rate * mean_output_tokens
     offer = candidate.offer
-    busy = 1.0 - math.exp(-request_rate * latency_s)
     joules = None
     if offer.idle_power_w is not None:
+        busy = _busy(candidate, request_rate, first_s, latency_s)
         joules = candidate.gpus * (busy * offer.power_w + (1 - busy) * offer.idle_power_w) / tokens_per_s
     usd = candidate.usd_per_h / 3600 / tokens_per_s * 1e6
     return TokenCost(request_rate, tokens_per_s, candidate.usd_per_h, usd, joules)
+
+
+def _busy(candidate: Candidate, request_rate: float, first_s: float, latency_s: float) -> float:
+    """Share of its GPUs' time in which their replica holds a request, the rest being idle.
+
+    Poisson arrivals find a replica empty with the probability exp(-rate x stay) (M/G/infinity, Little), if each replica gets
+    an equal part of them. Replicas in lock-step work whenever one of them does.
+    """
+    parts = [(1 if candidate.lock_step else candidate.data, latency_s)]
+    if candidate.prefill:
+        parts = [(candidate.prefill, first_s), (candidate.decode, latency_s - first_s)]
+    working = [count * -math.expm1(-request_rate / count * stay_s) for count, stay_s in parts]
+    return sum(working) / sum(count for count, _ in parts)
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, Any]:

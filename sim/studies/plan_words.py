@@ -38,12 +38,12 @@ def _answer(ranked: Sequence[Choice], request_rate: float | None) -> str:
     assert best.cost is not None
     lines = [
         f"Deploy {best.candidate.words}: ${best.usd:.2f} a million output tokens"
-        f" at {best.cost.request_rate:.3g} requests/s a replica."
+        f" at {best.cost.request_rate:.3g} requests/s."
     ]
     if request_rate is not None:
         count = with_replicas(best, request_rate)
         lines.append(
-            f"For {request_rate:g} requests/s that is {count} replica{'s' if count > 1 else ''}"
+            f"For {request_rate:g} requests/s it takes {count} of them"
             f" ({count * best.candidate.gpus} GPUs, ${count * best.candidate.usd_per_h:,.2f} an hour)."
         )
     if len(ranked) > 1:
@@ -51,7 +51,21 @@ def _answer(ranked: Sequence[Choice], request_rate: float | None) -> str:
     quick = min((c for c in ranked if c.status == "ranked"), key=_latency, default=best)
     if quick is not best:
         lines.append(f"Of the verified, {quick.candidate.words} answers soonest ({_latency(quick):.2f} s alone).")
+    by_candidate = {choice.candidate: choice for choice in ranked}
+    several = sorted((c for c in ranked if c.candidate.copy_of in by_candidate), key=lambda c: c.candidate.data)
+    lines += [_copies(by_candidate[c.candidate.copy_of], c) for c in several if c.candidate.copy_of is not None]
     return "\n".join(lines)
+
+
+def _copies(one: Choice, several: Choice) -> str:
+    """What queueing behind one router does to copies of a deployment."""
+    assert one.cost is not None
+    assert several.cost is not None
+    each = several.cost.request_rate / several.candidate.data
+    return (
+        f"{several.candidate.data} x {one.candidate.words} behind one router carry {several.cost.request_rate:.3g}"
+        f" requests/s, {each / one.cost.request_rate - 1:+.0%} a copy."
+    )
 
 
 def _latency(choice: Choice) -> float:
@@ -66,12 +80,12 @@ def because(better: Choice, worse: Choice) -> str:
     tokens, other_tokens = better.cost.output_tokens_per_s, worse.cost.output_tokens_per_s
     told = f"its hour costs ${hour:.2f} against ${other_hour:.2f} and yields {tokens:,.0f} against {other_tokens:,.0f} tokens/s"
     walls, others = better.metrics.get("walls_ms_per_token") or {}, worse.metrics.get("walls_ms_per_token") or {}
-    gpus, other_gpus = better.candidate.gpus, worse.candidate.gpus
+    gpus, other_gpus = better.candidate.gpus_a_replica, worse.candidate.gpus_a_replica
     # GPU-milliseconds: a millisecond of two GPUs costs twice
     spent = {cause: others.get(cause, 0.0) * other_gpus - walls.get(cause, 0.0) * gpus for cause in {*walls, *others}}
     from sim.results.verdict import label
 
-    most = [cause for cause in sorted(spent, key=spent.__getitem__, reverse=True)[:2] if spent[cause] > 0]
+    most = [cause for cause in sorted(spent, key=spent.__getitem__, reverse=True)[:2] if spent[cause] >= 1]
     saved = [f"{spent[cause]:.0f} GPU-ms less of {label(cause)}" for cause in most]
     return told + (f"; a token takes {' and '.join(saved)}" if saved else "")
 
@@ -79,11 +93,12 @@ def because(better: Choice, worse: Choice) -> str:
 def golden_rule(choices: Sequence[Choice]) -> str:
     """One card before several, one node before several: whether it holds here, and if not why."""
     lines = ["The golden rule:"]
+    whole = [choice for choice in choices if choice.candidate.copy_of is None]
     for noun, alone in (
-        ("card", [choice for choice in choices if choice.candidate.gpus == 1]),
-        ("node", [choice for choice in choices if choice.candidate.nodes == 1]),
+        ("card", [choice for choice in whole if choice.candidate.gpus == 1]),
+        ("node", [choice for choice in whole if choice.candidate.nodes == 1]),
     ):
-        apart = [choice for choice in choices if choice not in alone]
+        apart = [choice for choice in whole if choice not in alone]
         one, several = (min((c for c in some if c.cost), key=lambda c: c.usd, default=None) for some in (alone, apart))
         if one is None:
             tried = alone[0] if alone else None
@@ -91,12 +106,18 @@ def golden_rule(choices: Sequence[Choice]) -> str:
                 f"  one {noun} before several: no single {noun} can do it" + (f" ({tried.reason})" if tried else "")
             )
         elif several is None:
-            lines.append(f"  one {noun} before several: nothing on several {noun}s came near")
+            lines.append(f"  one {noun} before several: nothing on several {noun}s came near{_nearest(apart)}")
         elif one.usd <= several.usd:
             lines.append(f"  one {noun} before several holds: {_against(one, several)}")
         else:
             lines.append(f"  one {noun} before several is wrong here: {_against(several, one)}")
     return "\n".join(lines)
+
+
+def _nearest(apart: Sequence[Choice]) -> str:
+    """The cheapest by the closed form of what was not run, and why it was not."""
+    near = min(apart, key=lambda choice: choice.estimate_usd, default=None)
+    return "" if near is None else f"; {near.candidate.words}: {near.reason}"
 
 
 def _against(better: Choice, worse: Choice) -> str:
@@ -155,6 +176,10 @@ def plan_rows(choices: Sequence[Choice]) -> list[dict[str, Any]]:
                     "nodes": candidate.nodes,
                     "tensor_parallel_size": candidate.tensor,
                     "pipeline_parallel_size": candidate.pipeline,
+                    "data_parallel_size": candidate.data,
+                    "prefill_replicas": candidate.prefill,
+                    "decode_replicas": candidate.decode,
+                    "placement": candidate.placement,
                     "enable_expert_parallel": candidate.expert_parallel,
                     "weights": candidate.precision,
                 },

@@ -110,12 +110,13 @@ def search(scenario: Scenario, slo: Sequence[Objective], start: float, tolerance
         trial, reason = yield from _try(scenario, slo, load, latency_s, trials, piloted=low > 0 and high == math.inf)
         if trial is None:
             return Found(0.0, math.inf, tuple(trials), reason)
-        latency_s = (trial.record.get("mean_e2el_ms") or 0.0) / 1e3
+        stay_s = (trial.record.get("mean_e2el_ms") or 0.0) / 1e3
         if trial.holds:
-            low = max(low, load)
+            # of a run that misses the SLO it grows with the run, and would make the next one longer and longer
+            low, latency_s = max(low, load), stay_s
         else:
             high = min(high, load)
-            if _idle(over, load, latency_s) and not low and not trial.overloaded:
+            if _idle(over, load, stay_s) and not low and not trial.overloaded:
                 return Found(0.0, high, tuple(trials), f"even at next to no load {_missed(trial)}")
         narrow = high <= low * (1 + tolerance) or (whole and high - low <= 1)
         if (low and narrow) or low >= MOST_LOAD:

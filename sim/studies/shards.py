@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from sim.results.result import Result
     from sim.simulate import _Run
 
-BLIND_ROUTERS = ("round_robin", "random")
-"""Routers whose choice depends on nothing but the order of arrivals."""
+BLIND_ROUTERS = ("round_robin", "random", "session_hash")
+"""Routers whose choice depends on nothing but the order of arrivals, or the number of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ShardRecords:
 
 
 class _Elsewhere:
-    """A replica of another shard: what is sent there is over for this one."""
+    """A replica of another shard: what is sent there, and all that follows from it, is over for this one."""
 
     outstanding = 0
 
@@ -52,7 +52,7 @@ class _Elsewhere:
         self._cluster = cluster
 
     def submit(self, seq: Request) -> None:
-        self._cluster.over(seq, self._cluster.env.now)
+        self._cluster.elsewhere(seq)
 
     def stop(self) -> None:
         return
@@ -128,9 +128,6 @@ def _play(run: _Run, own: frozenset[int]) -> ShardRecords:
     cluster.router = _ShardRouter(cluster.router, own, cluster)
     outcome = cluster.run()
     tables = {name: dict(table.to_columns()) for name, table in _tables(run.recorder).items()}
-    if own:
-        # what no replica took, because it is too long for all of them, every shard has recorded
-        tables["requests"] = _only(tables["requests"], tables["requests"]["replica"] >= 0)
     return ShardRecords(tables, outcome.end_s, outcome.events, run.recorder.preemptions, outcome.stuck)
 
 
@@ -148,7 +145,10 @@ def _fill(recorder: Recorder, idle: ShardRecords, records: Sequence[ShardRecords
     parts["requests"].append(idle.tables["requests"])
     steps = 0
     for record in records:
-        for name, columns in record.tables.items():
+        # what no replica took, because it is too long for all of them, every shard that heard of it has recorded
+        requests = record.tables["requests"]
+        own = _only(requests, ~np.isin(requests["id"], idle.tables["requests"]["id"]))
+        for name, columns in (record.tables | {"requests": own}).items():
             moved = columns | {"step": columns["step"] + steps} if "step" in columns else columns
             parts[name].append(moved)
         steps += len(record.tables["steps"]["start_s"])
@@ -179,8 +179,9 @@ def _refuse_dependent(scenario: Scenario, fleet: Fleet) -> None:
 
 
 def fleet_load(scenario: Scenario) -> str:
-    """What of the workload makes arrivals depend on answers; empty if nothing does."""
+    """What of the workload makes arrivals at one replica depend on answers of another; empty if nothing does."""
     load = scenario.build_workload()
     if load.arrival_s is None:
         return "a closed loop"
-    return "conversations" if load.next_turn is not None else ""
+    apart = scenario.deployment.router == "session_hash"
+    return "conversations whose turns go to any replica" if load.next_turn is not None and not apart else ""

@@ -12,7 +12,7 @@ from typing import Any
 from sim.errors import InputError, TwoWallsError, nearest
 from sim.results.console import table
 from sim.scenario import Scenario
-from sim.studies.intervals import METHOD, Estimate, estimate
+from sim.studies.estimate import METHOD, Estimate, estimate
 from sim.studies.study import Case, Study
 
 MOST_CELLS = 100_000

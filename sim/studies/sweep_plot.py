@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.studies.intervals import METHOD
+from sim.studies.estimate import METHOD
 from sim.studies.sweep import GPU_AXIS, USER_AXIS, Axis, Point, pareto
 
 if TYPE_CHECKING:

@@ -112,7 +112,7 @@ def _number(value: float | None) -> str:
 def _change(value: float | None, base: float | None) -> str:
     if value is None or not base:
         return "does not fit"
-    return f"{value / base - 1:+.1%}"
+    return f"{round(value / base - 1, 3) + 0.0:+.1%}"  # + 0.0: a change that rounds to none has no sign of its own
 
 
 def tornado(found: WhatIf) -> Figure:

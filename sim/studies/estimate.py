@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
-CONFIDENCE = 0.95
+from sim.results.intervals import mean_interval
+
 METHOD = "Student's t over seeds, 95 %"
 """How every interval of a study is made, as tables and files say it."""
 
@@ -40,16 +40,6 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     """
     if not values:
         return None
-    count, mean = len(values), math.fsum(values) / len(values)
-    if count == 1:
-        return Estimate(mean, None, 1)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return Estimate(mean, _student(count - 1) * math.sqrt(variance / count), count)
-
-
-@cache
-def _student(freedom: int) -> float:
-    """Student's t that leaves 2.5 % on each side."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    mean = math.fsum(values) / len(values)
+    low, high = mean_interval(values)
+    return Estimate(mean, None if low is None or high is None else (high - low) / 2, len(values))
