@@ -16,7 +16,8 @@ from typing import Any
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
 from sim.engine.sequence import DECODING, FINISHED, Sequence
-from sim.engine.versions import limits_for, pool_for
+from sim.engine.versions import limits_for, newer_than_known, pool_for
+from sim.errors import InputError
 from sim.workload.content import SegmentContent
 
 
@@ -38,25 +39,29 @@ def load(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def build(header: dict[str, Any]) -> VllmScheduler:
-    """The scheduler that the header's config and version describe."""
-    config = header["config"]
+    """The scheduler that the header's config and version describe; what the config leaves out is vLLM's default."""
+    config, version = header["config"], header["vllm"]
+    if config.get("policy", "fcfs") != "fcfs":
+        raise ValueError(f"policy {config['policy']} is not mirrored, only fcfs")
+    if newer_than_known(version):
+        version = None
     pool = pool_for(
-        version=header["vllm"],
+        version=version,
         num_gpu_blocks=config["num_gpu_blocks"],
-        block_size=config["block_size"],
-        enable_prefix_caching=config["enable_prefix_caching"],
+        block_size=config.get("block_size", 16),
+        enable_prefix_caching=config.get("enable_prefix_caching", True),
     )
     limits = limits_for(
-        version=header["vllm"],
+        version=version,
         max_num_seqs=config["max_num_seqs"],
         max_num_batched_tokens=config["max_num_batched_tokens"],
         max_model_len=config["max_model_len"],
         num_gpu_blocks=config["num_gpu_blocks"],
-        enable_chunked_prefill=config["enable_chunked_prefill"],
-        long_prefill_token_threshold=config["long_prefill_token_threshold"],
+        enable_chunked_prefill=config.get("enable_chunked_prefill", True),
+        long_prefill_token_threshold=config.get("long_prefill_token_threshold", 0),
         scheduler_reserve_full_isl=config.get("scheduler_reserve_full_isl"),
         watermark=config.get("watermark", 0.0),
-        async_scheduling=config.get("async_scheduling", False),
+        async_scheduling=config.get("async_scheduling", "async" in header.get("scheduler", "").lower()),
     )
     return VllmScheduler(limits, pool)
 
@@ -107,7 +112,7 @@ def recorded(line: dict[str, Any]) -> dict[str, Any]:
         "adm": line.get("adm", []),
         "p": line.get("p", []),
         "d": expand(line.get("d", "")),
-        "pre": line.get("pre", []),
+        "pre": expand(line.get("pre", "")),
         "run": line.get("run", 0),
         "wait": line.get("wait", 0),
         "free": line["free"],
@@ -115,8 +120,14 @@ def recorded(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def replay(path: str | Path) -> str | None:
-    """The first difference between the recording in a file and twowalls' scheduler, or None."""
-    return first_difference(*load(path))
+    """The first difference between the recording in a file and twowalls' scheduler, or None.
+
+    A file that is no such recording differs, too.
+    """
+    try:
+        return first_difference(*load(path))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, InputError) as error:
+        return f"cannot be replayed ({type(error).__name__}: {error})"
 
 
 def first_difference(header: dict[str, Any], lines: list[dict[str, Any]]) -> str | None:
@@ -124,7 +135,8 @@ def first_difference(header: dict[str, Any], lines: list[dict[str, Any]]) -> str
     scheduler, requests = build(header), sequences(header)
     arrivals = defaultdict(list)
     for request in header["requests"]:
-        arrivals[request["arrival"]].append(request["id"])
+        if request["prompt_len"] < header["config"]["max_model_len"]:  # others are rejected before the scheduler (E3)
+            arrivals[request["arrival"]].append(request["id"])
     for line in lines:
         due = expand(line.get("add", ""))
         if due != arrivals.get(line["i"], []):
@@ -135,10 +147,12 @@ def first_difference(header: dict[str, Any], lines: list[dict[str, Any]]) -> str
         theirs = recorded(line)
         finished = [seq.id for seq in scheduler.update()]
         mine |= {"fin": finished, "free_end": scheduler.pool.free}
-        theirs |= {"fin": line.get("fin", []), "free_end": line.get("free_end", line["free"])}
+        theirs |= {"fin": expand(line.get("fin", "")), "free_end": line.get("free_end", line["free"])}
         for key, value in theirs.items():
             if mine[key] != value:
                 return f"iteration {line['i']}: {key} is {mine[key]}, recorded {value}"
+    if header.get("status") == "complete" and scheduler.has_work:
+        return f"the recording is complete, but {len(scheduler.running) + len(scheduler.waiting)} requests are left"
     for request in header["requests"]:
         seq = requests[request["id"]]
         if seq.state != FINISHED:  # a token of it may be in flight where the recording was cut

@@ -383,10 +383,10 @@ class VllmScheduler:
         if self.prefix_pool is not None:
             return True
         budget = self._budget - self.decodes.count
-        if budget <= 0 or (not self.limits.enable_chunked_prefill and seq.known_tokens > budget):
+        tokens = min(seq.known_tokens, self.limits.long_prefill_token_threshold or seq.known_tokens)
+        if budget <= 0 or (not self.limits.enable_chunked_prefill and tokens > budget):
             return self.limits.oversized_prompts_stepped_over
-        cap = self.limits.long_prefill_token_threshold or budget
-        return self._blocks_short(seq, min(budget, cap, seq.known_tokens), []) <= 0
+        return self._blocks_short(seq, min(budget, tokens), []) <= 0
 
     def advance(self, iterations: int) -> None:
         """Moves on by iterations that are like the one just scheduled."""
