@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,29 @@ def test_doubling_one_bandwidth_never_slows_a_lone_collective(
     assert nccl(faster).time(op, size).time_s <= nccl(plain).time(op, size).time_s * (1 + 1e-12)
 
 
+def test_a_faster_link_does_not_change_which_software_drives_a_way() -> None:
+    """Two NVLink generations on one way: doubling the newer link's rate once made the older one the rule, or ceased to."""
+    ends = [("g[0]", "nvlink4"), *((f"g[{k}]", "nvlink3") for k in range(1, 5))]
+
+    def box(first_rate: int) -> Topology:
+        links = [
+            {
+                "from": a,
+                "to": "nvs",
+                "kind": kind,
+                "bandwidth": f"{first_rate if a == 'g[0]' else 1} GB/s",
+                "latency": "1 us",
+            }
+            for a, kind in ends
+        ]
+        return build({"g": {"type": "gpu", "count": 5}, "nvs": {"type": "nvswitch"}}, links)
+
+    kinds = {box(rate).route("n0.g0", "n0.g1").kind for rate in (1, 2)}
+    assert kinds == {"nvlink3"}
+    for op in OPS[:5]:
+        assert nccl(box(2)).time(op, 1.0).time_s <= nccl(box(1)).time(op, 1.0).time_s
+
+
 @pytest.mark.parametrize("name", ["dgx-1-v100", "mi300x-platform"])
 def test_a_faster_link_of_a_mesh_never_slows_its_rings(name: str) -> None:
     base = nccl(load_topology(name, {})).time("all_reduce", 64 * MIB).time_s
@@ -188,6 +212,42 @@ def test_point_to_point_machines_use_all_their_links() -> None:
 
 
 # --- fabrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_slowest_node_sets_the_steps_inside_nodes() -> None:
+    """A GPU that lost its NVLink goes over PCIe, wherever its node stands in the group."""
+
+    def steps_s(node: int) -> float:
+        lost = {"link": [f"n{node}.g2", f"n{node}.nvs"], "missing": True}
+        topology = load_topology("dgx-h100", {"nodes": 3, "overrides": [lost]})
+        return wires(topology).time("all_reduce", MIB, "hierarchical").latency_s
+
+    assert steps_s(0) == pytest.approx(steps_s(1)) == pytest.approx(steps_s(2))
+    assert steps_s(0) > wires(load_topology("dgx-h100", {"nodes": 3})).time("all_reduce", MIB, "hierarchical").latency_s
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes"),
+    [("dgx-h100", 70), ("cloud-h100-100gbe", 9), ("fat-tree-oversubscribed", 9), ("gb200-nvl72", 20), ("dgx-1-v100", 5),
+     ("pcie-box-l40s", 5), ("mi300x-platform", 5)],
+)  # fmt: skip
+def test_an_exchange_counted_is_the_exchange_listed(name: str, nodes: int) -> None:
+    """Every pair's own route, added up, against the count by who is where."""
+    topology = load_topology(name, {"nodes": nodes})
+    gpus = topology.gpus[: len(topology.gpus) - 3]  # the last node is not whole
+    expected: dict[str, dict[tuple[str, str], int]] = {}
+    slowest = 0.0
+    for a, b in itertools.permutations(gpus, 2):
+        route = topology.route(a, b)
+        slowest = max(slowest, route.latency_s)
+        edges = expected.setdefault(route.kind, {})
+        for edge in route.edges:
+            edges[edge] = edges.get(edge, 0) + 1
+    ways = topology.exchange(gpus)
+    edges = topology.table.edges
+    counted = {kind: {edges[k]: n for k, n in enumerate(loads.tolist()) if n} for kind, loads in ways.loads.items()}
+    assert counted == expected
+    assert ways.latency_s == pytest.approx(slowest)
 
 
 def test_eight_gpus_behind_one_port_load_one_edge_and_rails_one_each() -> None:

@@ -12,12 +12,15 @@ NVLS; Graham et al., "SHARP" (2016).
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
 from sim.cost.collective_constants import LOCAL_COPY
 from sim.cost.collective_plan import Hop, Phase, Plan
 from sim.cost.collective_rings import Ring, find_rings
+from sim.hardware.exchange import Exchange
+from sim.hardware.routing import SOFTWARE_ORDER
 from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS, NETWORK_KINDS
 
@@ -45,14 +48,23 @@ class Group:
         """Ring orders over the group, with the share of the message on each."""
         return find_rings(self.topology, self.nodes)
 
+    @cached_property
+    def exchange(self) -> Exchange:
+        """The ways from every GPU to every other."""
+        return self.topology.exchange(self.gpus)
+
     def hop(self, a: str, b: str, steps: int = 1) -> Hop:
         route = self.topology.route(a, b)
         return Hop(route.kind, steps, route.latency_s)
 
+    def hops(self, pairs: Sequence[tuple[str, str]], steps: int = 1) -> list[Hop]:
+        """`steps` steps over every pair."""
+        ways = self.topology.pairs(pairs)
+        return [Hop(ways.kind(k), steps, wire_s) for k, wire_s in enumerate(ways.latency_s.tolist())]
+
     def slowest_hop(self, pairs: Sequence[tuple[str, str]], count: int) -> Hop:
-        """`count` steps over the pair with the highest latency; a network before anything else."""
-        hops = [self.hop(a, b, count) for a, b in pairs]
-        return max(hops, key=lambda hop: (hop.kind in NETWORK_KINDS, hop.wire_s))
+        """`count` steps over the slowest pair: the slowest software before the longest wires."""
+        return min(self.hops(pairs, count), key=lambda hop: (SOFTWARE_ORDER[hop.kind], -hop.wire_s))
 
     def reducing_switch(self) -> str | None:
         """The NVSwitch that reduces in hardware and joins all GPUs directly."""
@@ -81,7 +93,7 @@ def ring(group: Group, op: str) -> Plan:
     for loop in group.rings:
         pairs = list(zip(loop.order, loop.order[1:] + loop.order[:1], strict=True))
         for a, b in pairs[: n - 1] if op == "broadcast" else pairs:
-            phase.add_flow(group.topology, a, b, share * loop.share)
+            phase.add_flow(a, b, share * loop.share)
     phase.hops = _ring_hops(group, group.rings[0], steps)
     copy = LOCAL_COPY.get(op, 0.0)
     return Plan("ring", [phase], "nccl", NCCL_PROTOCOLS, copied=(n - 1 + copy) / (n - 1))
@@ -89,7 +101,7 @@ def ring(group: Group, op: str) -> Plan:
 
 def _ring_hops(group: Group, loop: Ring, steps: int) -> list[Hop]:
     """The longest chain of `steps` consecutive hops round the ring."""
-    hops = [group.hop(a, b) for a, b in zip(loop.order, loop.order[1:] + loop.order[:1], strict=True)]
+    hops = group.hops(list(zip(loop.order, loop.order[1:] + loop.order[:1], strict=True)))
     rounds, rest = divmod(steps, len(hops))
     # the kind of a hop costs more than its wires: rank windows by network hops first
     weights = [hop.wire_s + (1.0 if hop.kind in NETWORK_KINDS else 0.0) for hop in hops]
@@ -110,15 +122,18 @@ def tree(group: Group, op: str) -> Plan:
     """Chains inside the nodes, a double binary tree across them, reduction up and broadcast down at the same time."""
     phase = Phase("tree")
     both_ways = op == "all_reduce"
+    share = 1 / group.channels
+    for members in group.nodes:
+        # the chain of every channel begins at another GPU, and has no link from the one before back to it
+        heads = Counter(channel % len(members) for channel in range(group.channels))
+        for k, child in enumerate(members):
+            if heads[k] < group.channels:
+                _tree_flow(phase, members[k - 1], child, share * (group.channels - heads[k]), both_ways)
+    branches = _double_tree(len(group.nodes))
     for channel in range(group.channels):
-        share = 1 / group.channels
-        chains = [members[channel % len(members) :] + members[: channel % len(members)] for members in group.nodes]
-        for chain in chains:
-            for parent, child in itertools.pairwise(chain):
-                _tree_flow(phase, group, parent, child, share, both_ways)
-        heads = [chain[0] for chain in chains]
-        for upper, lower in _double_tree(len(heads)):
-            _tree_flow(phase, group, heads[upper], heads[lower], share / 2, both_ways)
+        turned = [members[channel % len(members)] for members in group.nodes]
+        for upper, lower in branches:
+            _tree_flow(phase, turned[upper], turned[lower], share / 2, both_ways)
     ways = 2 if both_ways else 1
     longest = max(group.nodes, key=len)
     if len(longest) > 1:
@@ -129,10 +144,10 @@ def tree(group: Group, op: str) -> Plan:
     return Plan("tree", [phase], "nccl", NCCL_PROTOCOLS)
 
 
-def _tree_flow(phase: Phase, group: Group, parent: str, child: str, share: float, both_ways: bool) -> None:
-    phase.add_flow(group.topology, parent, child, share)
+def _tree_flow(phase: Phase, parent: str, child: str, share: float, both_ways: bool) -> None:
+    phase.add_flow(parent, child, share)
     if both_ways:
-        phase.add_flow(group.topology, child, parent, share)
+        phase.add_flow(child, parent, share)
 
 
 def depth(nodes: int) -> int:
@@ -157,8 +172,8 @@ def in_switch(group: Group, switch: str, family: str, launch: str) -> Plan:
     n = len(group)
     for gpu in group.gpus:
         # its own shard it reads reduced (1/n in) and writes once (1/n out); all n shards are pulled from it and sent to it
-        phase.add_flow(group.topology, gpu, switch, 1 + 1 / n)
-        phase.add_flow(group.topology, switch, gpu, 1 + 1 / n)
+        phase.add_flow(gpu, switch, 1 + 1 / n)
+        phase.add_flow(switch, gpu, 1 + 1 / n)
     phase.hops = [group.slowest_hop([(group.gpus[0], gpu) for gpu in group.gpus[1:]], 2)]
     return Plan(family, [phase], launch, ("",))
 
@@ -167,10 +182,11 @@ def hierarchical(group: Group, switch_inside: bool) -> Plan:
     """Reduce-scatter inside every node, all-reduce across the nodes by rail, all-gather inside (NCCL: NVLSTree)."""
     across = Phase("tree")
     share = 1 / group.channels
+    pairs = _double_tree(len(group.nodes))
     for rail in range(group.channels):
-        for parent, child in _double_tree(len(group.nodes)):
+        for parent, child in pairs:
             ends = group.nodes[parent][rail], group.nodes[child][rail]
-            _tree_flow(across, group, *ends, share / 2, both_ways=True)
+            _tree_flow(across, *ends, share / 2, both_ways=True)
     across.hops = [_across(group, 2 * depth(len(group.nodes)))]
     scatter, gather = _inside(group, switch_inside)
     return Plan("hierarchical", [scatter, across, gather], "nccl", ("Simple",))
@@ -191,8 +207,8 @@ def sharp(group: Group, switch_inside: bool) -> Plan | None:
             return None
         switch = min(common)
         for gpu in members:
-            across.add_flow(topology, gpu, switch, 1 / group.channels)
-            across.add_flow(topology, switch, gpu, 1 / group.channels)
+            across.add_flow(gpu, switch, 1 / group.channels)
+            across.add_flow(switch, gpu, 1 / group.channels)
         hop = group.hop(members[0], switch, 2)
     across.hops = [hop] if hop else []
     scatter, gather = _inside(group, switch_inside)
@@ -203,32 +219,29 @@ def _inside(group: Group, switch_inside: bool) -> tuple[Phase, Phase]:
     """Reduce-scatter before and all-gather after, inside every node of a group of equal nodes."""
     scatter, gather = (Phase("nvls" if switch_inside else "ring") for _ in range(2))
     m = group.channels
+    if m == 1:
+        return scatter, gather
     for members in group.nodes:
-        if m == 1:
-            continue
-        inner = Group(group.topology, members)
-        switch = inner.reducing_switch() if switch_inside else None
+        switch = Group(group.topology, members).reducing_switch() if switch_inside else None
         for k, gpu in enumerate(members):
             if switch is None:
                 for phase in (scatter, gather):
-                    phase.add_flow(group.topology, gpu, members[(k + 1) % m], (m - 1) / m)
+                    phase.add_flow(gpu, members[(k + 1) % m], (m - 1) / m)
                 continue
             for phase, out, back in ((scatter, 1.0, 1 / m), (gather, 1 / m, 1.0)):
-                phase.add_flow(group.topology, gpu, switch, out)
-                phase.add_flow(group.topology, switch, gpu, back)
-        steps = 1 if switch is not None else m - 1
-        for phase in (scatter, gather):
-            phase.hops = [inner.slowest_hop(list(itertools.pairwise(members)), steps)]
+                phase.add_flow(gpu, switch, out)
+                phase.add_flow(switch, gpu, back)
+    neighbours = [pair for members in group.nodes for pair in itertools.pairwise(members)]
+    slowest = group.slowest_hop(neighbours, 1 if switch_inside else m - 1)
+    scatter.hops, gather.hops = [slowest], [slowest]
     return scatter, gather
 
 
 def exchange(group: Group, share: float, steps: int, family: str, launch: str, protocols: tuple[str, ...]) -> Plan:
     """Every rank sends `share` of the size to every other at once (one-shot, two-shot, all-to-all)."""
-    phase = Phase(family, connections=len(group) - 1)
-    pairs = [(a, b) for a in group.gpus for b in group.gpus if a != b]
-    for a, b in pairs:
-        phase.add_flow(group.topology, a, b, share)
-    phase.hops = [group.slowest_hop(pairs, steps)]
+    ways = group.exchange
+    loads = {kind: share * number for kind, number in ways.loads.items()}
+    phase = Phase(family, [Hop(ways.kind, steps, ways.latency_s)], connections=len(group) - 1, given=loads)
     return Plan(family if family != "peer" else "direct", [phase], launch, protocols)
 
 
@@ -238,6 +251,6 @@ def point_to_point(group: Group) -> Plan:
     phase = Phase("send")
     pairs = list(zip(group.gpus[:half], group.gpus[half:], strict=True))
     for a, b in pairs:
-        phase.add_flow(group.topology, a, b, 1.0)
+        phase.add_flow(a, b, 1.0)
     phase.hops = [group.slowest_hop(pairs, 1)]
     return Plan("direct", [phase], "peer", ("LL", "Simple"))

@@ -11,6 +11,7 @@ import numpy as np
 
 from sim.cost.collective_constants import LinkConstants, Method
 from sim.cost.kernels import Floats
+from sim.hardware.loads import Loads
 from sim.hardware.routing import Edge
 from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS
@@ -33,40 +34,45 @@ class Phase:
     family: str
     """Kernel family, which chooses the constants: ring, tree, peer, send, nvls, sharp, one_shot, two_shot, multimem."""
     hops: list[Hop] = field(default_factory=list)
-    loads: dict[str, dict[Edge, float]] = field(default_factory=dict)
-    """Bytes on every directed edge over the size of the collective, by the kind of the paths they take."""
+    flows: dict[tuple[str, str], float] = field(default_factory=dict)
+    """What one component sends to another, over the size of the collective."""
     connections: int = 1
     """Peers that a rank exchanges with at once."""
-    _rows: list[tuple[float, ...]] = field(default_factory=list)
+    given: Loads = field(default_factory=dict, compare=False, repr=False)
+    """Loads instead of those of flows, where nobody listed them."""
+    _loads: Loads | None = field(default=None, compare=False, repr=False)
+    _rows: list[tuple[float, ...]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def steps(self) -> int:
         return sum(hop.steps for hop in self.hops)
 
-    def add_flow(self, topology: Topology, a: str, b: str, share: float) -> None:
+    def add_flow(self, a: str, b: str, share: float) -> None:
         """Load the path from `a` to `b` with `share` of the size."""
-        route = topology.route(a, b)
-        edges = self.loads.setdefault(route.kind, {})
-        for edge in route.edges:
-            edges[edge] = edges.get(edge, 0.0) + share
+        key = a, b
+        self.flows[key] = self.flows.get(key, 0.0) + share
+
+    def loads(self, topology: Topology) -> Loads:
+        """Bytes on every edge of the topology's table over the size of the collective, by the kind of the paths they take."""
+        if self._loads is None:
+            self._loads = self.given or topology.loads(self.flows)
+        return self._loads
 
     def rows(self, topology: Topology) -> list[tuple[float, ...]]:
         """Distinct loads of its edges: seconds a byte of the size at the full bandwidth, by path kind."""
-        if not self._rows:
-            found = set()
-            for edge in self.shares():
-                rate = topology.graph.adj[edge[0]][edge[1]]["bandwidth_bytes_per_s"]
-                found.add(tuple(edges.get(edge, 0.0) / rate for edges in self.loads.values()))
-            self._rows = sorted(found)
+        if not self._rows and (self.flows or self.given):
+            loads = list(self.loads(topology).values())
+            seconds = np.array(loads) / topology.table.rates()[: loads[0].size]
+            used = seconds[:, seconds.any(axis=0)]
+            self._rows = sorted(set(zip(*used.tolist(), strict=True)))
         return self._rows
 
-    def shares(self) -> dict[Edge, float]:
+    def shares(self, topology: Topology) -> dict[Edge, float]:
         """Bytes on every directed edge over the size of the collective."""
-        total: dict[Edge, float] = {}
-        for edges in self.loads.values():
-            for edge, share in edges.items():
-                total[edge] = total.get(edge, 0.0) + share
-        return total
+        edges, total = topology.table.edges, np.zeros(1)
+        for amounts in self.loads(topology).values():
+            total = total + amounts
+        return {edges[k]: float(total[k]) for k in np.flatnonzero(total).tolist()}
 
 
 @dataclass(slots=True)
@@ -99,7 +105,7 @@ class Price:
     def __init__(
         self, topology: Topology, plan: Plan, protocol: str, constants: Mapping[str, LinkConstants], launch_s: float
     ) -> None:
-        """Raise LookupError where a link of the plan's paths has no such protocol."""
+        """Raise KeyError where a link of the plan's paths has no such protocol."""
         self.plan = plan
         self.protocol = protocol
         self.launch_s = launch_s
@@ -107,7 +113,7 @@ class Price:
         self._phases: list[list[tuple[float, float]]] = []
         starts: dict[str, float] = {}
         for phase in plan.phases:
-            methods = {kind: _method(constants[kind].methods, phase.family, protocol) for kind in phase.loads}
+            methods = {kind: _method(constants[kind].methods, phase.family, protocol) for kind in phase.loads(topology)}
             for kind, method in methods.items():
                 starts[kind] = max(starts.get(kind, 0.0), method.start_s + phase.connections * method.connection_s)
             self.latency_s += sum(hop.steps * (hop.wire_s + methods[hop.kind].step_s) for hop in phase.hops)
@@ -134,10 +140,12 @@ class Price:
     def _rows(topology: Topology, plan: Plan, phase: Phase, methods: Mapping[str, Method]) -> list[tuple[float, float]]:
         """Distinct loads of the edges of a phase, each (seconds a byte, seconds a root of a byte)."""
         factors = []
-        for kind, edges in phase.loads.items():
+        for kind, edges in phase.loads(topology).items():
             reach = _reach(methods[kind], phase.connections, plan.copied if kind in DIRECT_KINDS else 1.0)
             ramp_bytes = methods[kind].ramp_bytes
-            factors.append((1 / reach, math.sqrt(ramp_bytes / _sent(topology, edges)) / reach if ramp_bytes else 0.0))
+            factors.append(
+                (1 / reach, math.sqrt(ramp_bytes / topology.table.most_sent(edges)) / reach if ramp_bytes else 0.0)
+            )
         return [
             (
                 sum(seconds * flat for seconds, (flat, _) in zip(row, factors, strict=True)),
@@ -147,17 +155,8 @@ class Price:
         ]
 
 
-def _sent(topology: Topology, edges: Mapping[Edge, float]) -> float:
-    """Most that a GPU sends over the size, on however many links."""
-    out: dict[str, float] = {}
-    for (a, _), share in edges.items():
-        if a in topology.node_of:
-            out[a] = out.get(a, 0.0) + share
-    return max(out.values())
-
-
 def _method(methods: Mapping[str, Method], family: str, protocol: str) -> Method:
-    """The method of a family, which has one for every protocol or a single one; LookupError where it has neither."""
+    """The method of a family, which has one for every protocol or a single one; KeyError where it has neither."""
     return methods.get(f"{family}/{protocol}") or methods[family]
 
 

@@ -61,8 +61,8 @@ class CollectiveTime:
     def edge_bytes(self) -> dict[Edge, float]:
         """Bytes on every directed edge."""
         total: dict[Edge, float] = {}
-        for phase in self._plan.phases if self._plan else []:
-            for edge, share in phase.shares().items():
+        for phase in self._plan.phases if self._plan and self._topology else []:
+            for edge, share in phase.shares(self._topology).items():  # type: ignore[arg-type]
                 total[edge] = total.get(edge, 0.0) + share * self.size_bytes
         return total
 
@@ -114,9 +114,8 @@ class Communicator:
         topology.check_gpus(list(gpus), "collectives")
         if len(set(gpus)) < len(gpus) or not gpus:
             raise InputError("collectives", f"got {list(gpus)!r}", "at least one GPU, none twice")
-        for gpu in gpus[1:]:
-            topology.path(gpus[0], gpu)
-            topology.path(gpu, gpus[0])
+        # from each to the next and from the last to the first: then every one reaches every other
+        topology.pairs([pair for pair in zip(gpus, [*gpus[1:], gpus[0]], strict=True) if pair[0] != pair[1]])
         self.topology = topology
         self.group = Group(topology, gpus)
         self.software = software
@@ -174,7 +173,7 @@ class Communicator:
             return CollectiveTime(op, size_bytes, ranks, "none", "", 0, 0.0, 0.0, 0.0)
         chosen, latency, bandwidth = self._cheapest(op, prices, np.array([size_bytes], dtype=np.float64), limited)
         price = prices[int(chosen[0])]
-        kinds = sorted({self.kind, *(kind for phase in price.plan.phases for kind in phase.loads)})
+        kinds = sorted({self.kind, *(kind for phase in price.plan.phases for kind in phase.loads(self.topology))})
         return CollectiveTime(
             op=op,
             size_bytes=size_bytes,
@@ -241,7 +240,7 @@ class Communicator:
         for protocol in plan.protocols:
             try:
                 prices.append(Price(self.topology, plan, protocol, self._constants, launches[plan.launch]))
-            except LookupError:  # a link on the way does not speak this protocol
+            except KeyError:  # a link on the way does not speak this protocol
                 continue
         return prices
 

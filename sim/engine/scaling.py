@@ -79,7 +79,7 @@ class Scaling:
                 edge["latency_s"] *= self.network_latency
             else:
                 edge["bandwidth_bytes_per_s"] *= self.link_bandwidth
-        return replace(topology, graph=graph, _router=None)
+        return replace(topology, graph=graph, _router=None, _table=None)
 
     def _constants(self, before: Mapping[str, LinkConstants]) -> Mapping[str, LinkConstants]:
         """What software adds at every step over a network is latency like that of the wires."""

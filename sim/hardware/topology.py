@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import networkx as nx
 import yaml
 
 from sim.errors import InputError, nearest
+from sim.hardware.exchange import Exchange, exchange
 from sim.hardware.gpu import gpu_name
+from sim.hardware.loads import EdgeTable, Loads, Pairs
 from sim.hardware.routing import Edge, Route, Router
 from sim.hardware.topology_build import GraphBuilder
 from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec, TopologySpec, read_spec
@@ -38,6 +42,7 @@ class Topology:
     _domains: dict[str, int] = field(default_factory=dict)
     _islands: dict[str, int] = field(default_factory=dict)
     _router: Router | None = None
+    _table: EdgeTable | None = None
 
     def route(self, a: str, b: str) -> Route:
         """The way from `a` to `b` with the least latency: each GPU by its own NIC, through another GPU only if it must.
@@ -45,12 +50,55 @@ class Topology:
         Raises:
             InputError: `b` cannot be reached from `a`; names it.
         """
+        found = self._routing.route(a, b)
+        if found is None:
+            raise self._unreachable(a, b)
+        return found
+
+    def pairs(self, ends: Sequence[tuple[str, str]]) -> Pairs:
+        """The routes from the first to the second of every pair at once; errors as route."""
+        with self._in_bulk():
+            return self.table.pairs(ends)
+
+    def loads(self, flows: Mapping[tuple[str, str], float]) -> Loads:
+        """What flows of these amounts, by (from, to), put on every directed edge of `table`; errors as route."""
+        with self._in_bulk():
+            return self.table.loads(flows)
+
+    def exchange(self, gpus: Sequence[str]) -> Exchange:
+        """The ways from every one of `gpus` to every other; errors as route."""
+        with self._in_bulk():
+            return exchange(self.table, gpus)
+
+    @contextmanager
+    def _in_bulk(self) -> Iterator[None]:
+        """Work on thousands of ways at once; a pair that no way joins is named."""
+        # what is made here stays: the garbage collector would search it again and again in vain, for a third of the time
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        except LookupError as error:
+            raise self._unreachable(*error.args[0]) from None
+        finally:
+            if collecting:
+                gc.enable()
+
+    @property
+    def table(self) -> EdgeTable:
+        """The edges by number, as `loads` counts them."""
+        if self._table is None:
+            self._table = EdgeTable(self._routing)
+        return self._table
+
+    @property
+    def _routing(self) -> Router:
         if self._router is None:
             self._router = Router(self.graph, self.node_of)
-        found = self._router.route(a, b)
-        if found is None:
-            raise InputError(self.name, f"{b} cannot be reached from {a}", "no chain of links joins them")
-        return found
+        return self._router
+
+    def _unreachable(self, a: str, b: str) -> InputError:
+        return InputError(self.name, f"{b} cannot be reached from {a}", "no chain of links joins them")
 
     def path(self, a: str, b: str) -> tuple[Edge, ...]:
         """The directed edges of the route from `a` to `b`; errors as route."""
@@ -83,10 +131,20 @@ class Topology:
 
     def _components(self, kinds: tuple[str, ...]) -> dict[str, int]:
         """Connected component of every GPU over links of these kinds, numbered in order of the GPUs."""
-        joined = nx.Graph()
-        joined.add_nodes_from(self.gpus)
-        joined.add_edges_from((a, b) for a, b, kind in self.graph.edges(data="kind") if kind in kinds)
-        found = {name: n for n, members in enumerate(nx.connected_components(joined)) for name in members}
+        beside: dict[str, list[str]] = {}
+        for a, out in self.graph.adjacency():
+            for b, data in out.items():
+                if data["kind"] in kinds:  # a link in one direction joins as well
+                    beside.setdefault(a, []).append(b)
+                    beside.setdefault(b, []).append(a)
+        found: dict[str, int] = {}
+        for number, gpu in enumerate(self.gpus):
+            reached = [gpu] if gpu not in found else []
+            while reached:
+                name = reached.pop()
+                if name not in found:
+                    found[name] = number
+                    reached += beside.get(name, [])
         return {gpu: found[gpu] for gpu in self.gpus}
 
     def check_gpus(self, names: list[str], where: str) -> None:
