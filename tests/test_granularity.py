@@ -161,6 +161,11 @@ CASES: dict[str, dict[str, Any]] = {
         "engine": {"enable_prefix_caching": True, "num_gpu_blocks_override": 600},
         "workload": PREFIX,
     },
+    "prompts launched by the host": {"engine": {"preset": "trtllm"}},
+    "everything launched by the host": {"engine": {"preset": "trtllm", "cuda_graphs": False}},
+    "everything launched by the host, synchronous": {
+        "engine": {"preset": "trtllm", "cuda_graphs": False, "async_scheduling": False}
+    },
     "two replicas": {"deployment": {"data_parallel_size": 2}},
     "two replicas that preempt": {
         "deployment": {"data_parallel_size": 2},
@@ -203,7 +208,16 @@ def test_leap_and_step_agree_with(case: str) -> None:
         assert leap.requests["cached_tokens"].max() >= 512
 
 
-@pytest.mark.parametrize("case", ["asynchronous scheduling", "preemption", "sliding window on every other layer"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "asynchronous scheduling",
+        "preemption",
+        "sliding window on every other layer",
+        "everything launched by the host",
+        "everything launched by the host, synchronous",
+    ],
+)
 def test_three_granularities_of_a_whole_run(case: str) -> None:
     changes = CASES[case] | {"workload": {"num_requests": 12}}
     leap, step, layer = (at(small(**changes), granularity) for granularity in ("leap", "step", "layer"))

@@ -92,7 +92,8 @@ def test_lengths_are_numbers_sums_and_approximations():
 def test_a_closed_loop_runs_ten_requests_a_user():
     scenario = case(load="concurrency=16").scenario
     assert scenario is not None
-    assert scenario["workload"]["arrivals"] == {"kind": "closed_loop", "concurrency": 16}
+    pause = {"think_time": "0.01 s", "think_time_cv": 1.0}
+    assert scenario["workload"]["arrivals"] == {"kind": "closed_loop", "concurrency": 16, **pause}
     assert scenario["workload"]["num_requests"] == 160
     assert scenario["engine"]["version"] == "0.24.0"
 

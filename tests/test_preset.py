@@ -5,10 +5,12 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from sim.cost.preset import PRESETS, padded, preset_for, vllm_graph_sizes
+from sim.cost.preset import PRESETS, launches, padded, preset_for, vllm_graph_sizes
+from sim.scenario import Scenario
+from sim.simulate import simulate
 
 
-@pytest.mark.parametrize("name", ["vllm", "trtllm", "sglang"])
+@pytest.mark.parametrize("name", ["vllm", "trtllm", "trtllm-cpp", "sglang"])
 def test_every_time_is_one_that_a_profile_could_show(name: str):
     preset = PRESETS[name]
     times = {field.name: getattr(preset, field.name) for field in fields(preset) if field.name.endswith("_s")}
@@ -43,3 +45,32 @@ def test_batches_are_padded_to_the_next_captured_graph():
     tokens = np.array([1, 3, 9, 256, 257, 512, 513, 8192])
     assert padded(tokens, sizes).tolist() == [1, 4, 16, 256, 272, 512, 513, 8192]
     assert padded(tokens, ()).tolist() == tokens.tolist()
+
+
+def test_graphs_hold_decodes_of_every_engine_and_small_mixed_iterations_of_vllm():
+    tokens = np.array([1, 512, 513])
+    assert launches(tokens, False, PRESETS["trtllm"]).tolist() == [False, False, True]
+    assert launches(tokens, True, PRESETS["trtllm"]).tolist() == [True, True, True]
+    assert launches(tokens, True, PRESETS["vllm"]).tolist() == [False, False, True]
+    assert launches(tokens, False, preset_for("vllm", cuda_graphs=False)).all()
+
+
+def test_without_cuda_graphs_an_iteration_takes_at_least_the_launching_of_its_layers():
+    """Llama-3.1-8B has 32 layers; one token of one user is computed sooner than TensorRT-LLM's host launches 32 layers."""
+    scenario = {
+        "model": "llama-3.1-8b",
+        "cluster": {"topology": "dgx-h100"},
+        "deployment": {"tensor_parallel_size": 8},
+        "workload": {
+            "arrivals": {"kind": "burst"},
+            "lengths": {"kind": "fixed", "input_tokens": 100, "output_tokens": 11},
+            "num_requests": 1,
+        },
+    }
+    preset = preset_for("trtllm")
+    launching_s = 32 * preset.launch_layer_s + preset.host_step_s + preset.host_request_s
+    eager = simulate(Scenario.from_dict(scenario | {"engine": {"preset": "trtllm", "cuda_graphs": False}}))
+    assert eager.summary["mean_tpot_ms"] == pytest.approx(1e3 * launching_s, rel=1e-9)
+    graphs = simulate(Scenario.from_dict(scenario | {"engine": {"preset": "trtllm"}}))
+    assert graphs.summary["mean_tpot_ms"] < eager.summary["mean_tpot_ms"] / 3
+    assert graphs.summary["mean_ttft_ms"] == pytest.approx(eager.summary["mean_ttft_ms"])

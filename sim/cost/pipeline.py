@@ -54,6 +54,11 @@ class PipelineCost:
         """For each boundary between stages, seconds by number of tokens."""
 
     @cached_property
+    def launch_s(self) -> dict[bool, Floats]:
+        """Least seconds of a passage by number of tokens, with prompt tokens or without: hosts launch its kernels."""
+        return {mixed: np.sum([stage.launch_s[mixed] for stage in self.stages], axis=0) for mixed in (False, True)}
+
+    @cached_property
     def token_causes(self) -> Causes:
         """Causes by number of tokens, over all stages and hand-overs."""
         total = np.sum([stage.token_causes for stage in self.stages], axis=0)

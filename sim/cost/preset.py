@@ -39,6 +39,11 @@ class EnginePreset:
     """Which all-reduce implementation: custom (engine's kernel under CUDA graphs), nccl, eager, ideal (free)."""
     graph_sizes: tuple[int, ...]
     """Token counts that CUDA graphs are captured for; smaller batches are padded up. Empty: no padding."""
+    launch_layer_s: float = 0.0
+    """Host time to launch the kernels of one layer one by one, where no CUDA graph holds the iteration: the least a layer
+    takes, however fast the GPU."""
+    mixed_graph_tokens: int = 0
+    """Largest iteration with prompt tokens that CUDA graphs hold (vLLM's piecewise graphs); 0: they hold decodes only."""
     sustained_clock: float = 0.86
     """Clock that a GPU keeps under hours of prompt processing over the one its kernels were measured at in short bursts:
     what waits for the tensor cores takes that much longer."""
@@ -49,6 +54,11 @@ class EnginePreset:
     ideal: bool = False
     """Printed peaks, no fixed cost: the back of an envelope."""
     source: str = ""
+
+    @property
+    def eager(self) -> EnginePreset:
+        """Without CUDA graphs: nothing is padded, and the host launches every kernel of every iteration."""
+        return replace(self, graph_sizes=(), mixed_graph_tokens=0)
 
     @property
     def over_http(self) -> EnginePreset:
@@ -97,6 +107,8 @@ PRESETS: dict[str, EnginePreset] = {
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
+        launch_layer_s=0.12e-3,
+        mixed_graph_tokens=512,
         source="set by hand to the AIC rows of vLLM 0.12 on H100 and the BLIS rows of 0.15.1 (docs/validation.md)",
     ),
     "trtllm": EnginePreset(
@@ -111,9 +123,27 @@ PRESETS: dict[str, EnginePreset] = {
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
+        launch_layer_s=0.55e-3,
         fused_quantisation=True,
         fp8_attention=0.6,
         source="fitted to 60 runs of TensorRT-LLM 0.14 to 1.2 (docs/validation.md); the entry time by hand",
+    ),
+    "trtllm-cpp": EnginePreset(
+        name="trtllm-cpp",
+        layer_s=7.3e-6,
+        step_s=100e-6,
+        host_step_s=3.1e-3,
+        host_request_s=3e-6,
+        stream_s=27e-6,
+        entry_s=8e-3,
+        exit_s=1e-3,
+        async_scheduling=True,
+        software="custom",
+        graph_sizes=(),
+        launch_layer_s=40e-6,
+        fused_quantisation=True,
+        fp8_attention=0.6,
+        source="X",
     ),
     "sglang": EnginePreset(
         name="sglang",
@@ -127,6 +157,7 @@ PRESETS: dict[str, EnginePreset] = {
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
+        launch_layer_s=0.2e-3,
         source="layer: 40 runs of SGLang 0.5 (docs/validation.md); the rest did not move from its start",
     ),
 }
@@ -137,18 +168,23 @@ ASYNC_SINCE = (0, 14)
 """vLLM schedules asynchronously by default from this version on (its release notes)."""
 
 
-def preset_for(name: str, version: str | None = None, api_server: bool = True) -> EnginePreset:
+def preset_for(
+    name: str, version: str | None = None, api_server: bool = True, cuda_graphs: bool = True
+) -> EnginePreset:
     """The preset of an engine in one of its versions.
 
     Args:
         name: a key of `PRESETS`.
         version: such as "0.12.0"; None, or a text without a number, means the newest known.
         api_server: clients reach it over HTTP; False: they call it in their own process.
+        cuda_graphs: iterations are replayed from CUDA graphs where the engine captures them.
     """
     preset = PRESETS[name]
     match = re.match(r"v?(\d+)\.(\d+)", version or "")
     if match is not None and name == "vllm" and (int(match[1]), int(match[2])) < ASYNC_SINCE:
         preset = replace(preset, async_scheduling=False)
+    if not cuda_graphs:
+        preset = preset.eager
     return preset.over_http if api_server else preset.in_process
 
 
@@ -159,3 +195,14 @@ def padded(tokens: NDArray[np.int64], sizes: tuple[int, ...]) -> NDArray[np.int6
     table = np.asarray(sizes)
     place = np.searchsorted(table, tokens)
     return np.where(place < len(table), table[np.minimum(place, len(table) - 1)], tokens)
+
+
+def launches(tokens: NDArray[np.int64], mixed: bool, preset: EnginePreset) -> NDArray[np.bool_]:
+    """Whether the host launches the kernels of iterations of so many tokens one by one, for want of a CUDA graph.
+
+    Args:
+        tokens: of each iteration.
+        mixed: prompt tokens are among them.
+    """
+    largest = preset.mixed_graph_tokens if mixed else max(preset.graph_sizes, default=0)
+    return tokens > largest

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sim.cost.causes import INDEX, Causes, add_kernel, zeros
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelBackend, KernelTime
-from sim.cost.preset import EnginePreset, padded
+from sim.cost.preset import EnginePreset, launches, padded
 from sim.model.operators import Attention, StageOperators
 
 Ints = NDArray[np.int64]
@@ -91,6 +91,10 @@ class StepCost:
         self.window_slopes_s: list[list[float]] = [slopes.get(w, [0.0] * (max_seqs + 1)) for w in self.windows]
         self.host_s: list[float] = [preset.host_step_s + preset.host_request_s * n for n in range(max_seqs + 1)]
         """Host seconds of an iteration, by number of requests."""
+        self.launch_s = {mixed: self._launch_s(np.arange(max_tokens + 1), mixed) for mixed in (False, True)}
+        """With prompt tokens or without -> least seconds of an iteration by number of tokens: the host launches its kernels."""
+        self.decode_launch_s: list[float] = self.launch_s[False].tolist()
+        self.mixed_launch_s: list[float] = self.launch_s[True].tolist()
         self._chunk_cache: dict[tuple[int, int], tuple[float, float]] = {}
 
     # --- tables -----------------------------------------------------------------------------------------------------------
@@ -117,6 +121,10 @@ class StepCost:
         total[INDEX["engine_overhead"]] += self.operators.layers * self.preset.layer_s + self.preset.step_s
         total[INDEX["compute"]] /= self.preset.sustained_clock
         return total
+
+    def _launch_s(self, tokens: Ints, mixed: bool) -> Floats:
+        layer_s = np.where(launches(tokens, mixed, self.preset), self.preset.launch_layer_s, 0.0)
+        return np.asarray(self.operators.layers * layer_s)
 
     def _sampled_causes(self, sampled: Ints) -> Causes:
         """The head and sampling, for each number of sampled sequences; nothing for none."""

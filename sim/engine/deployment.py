@@ -137,7 +137,7 @@ class Deployment:
             topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
         placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)
         engine = scenario.engine
-        preset = preset_for(engine.preset, engine.version, engine.api_server)
+        preset = preset_for(engine.preset, engine.version, engine.api_server, engine.cuda_graphs)
         return cls(scenario, model, precision, sharding, topology, placement, preset, role, gpu)
 
     @property

@@ -67,8 +67,7 @@ class LockStepPricing:
             halves_s = [self._halves_s(i, b, own_s[i], rows[i], group, widest) for i, b in enumerate(batches)]
             overlapped = max(halves_s) < max(gpu_s)
             gpu_s = halves_s if overlapped else gpu_s
-        pairs = zip(gpu_s, (self._host_s(i, batch) for i, batch in enumerate(batches)), strict=True)
-        duration_s = max(max(pair) if self._async else sum(pair) for pair in pairs)
+        duration_s = max(self._with_host(i, batch, gpu_s[i], rows[i]) for i, batch in enumerate(batches))
         return GroupIteration(duration_s, rows, group, widest, overlapped)
 
     def _own_s(self, rank: int, batch: Batch | None, rows: int) -> float:
@@ -76,16 +75,19 @@ class LockStepPricing:
         cost = self._costs[rank]
         if batch is None:
             return cost.token_s[rows]
-        return self._ranks[rank].gpu_s(batch) + (cost.token_s[rows] - cost.token_s[batch.decodes + batch.chunk_tokens])
+        return self._ranks[rank].kernels_s(batch) + (cost.token_s[rows] - cost.token_s[batch.decodes + batch.chunk_tokens])
 
     def _halves_s(self, rank: int, batch: Batch | None, own_s: float, rows: int, group: int, widest: int) -> float:
         cost = self._costs[rank]
         decodes, sampled = (0, 0) if batch is None else (batch.decodes, batch.sampled)
         return cost.overlapped_s(own_s, cost.sampled_s[sampled], rows, decodes, group, widest)
 
-    def _host_s(self, rank: int, batch: Batch | None) -> float:
-        requests = 0 if batch is None else batch.decodes + len(batch.chunks)
-        return self._costs[rank].host_s[requests]
+    def _with_host(self, rank: int, batch: Batch | None, gpu_s: float, rows: int) -> float:
+        """Seconds of one rank's iteration, the scheduling and the launching by its host included."""
+        cost, mixed = self._costs[rank], batch is not None and bool(batch.chunks)
+        host_s = cost.host_s[0 if batch is None else batch.decodes + len(batch.chunks)]
+        launch_s = (cost.mixed_launch_s if mixed else cost.decode_launch_s)[rows]
+        return max(gpu_s, launch_s + host_s) if self._async else max(gpu_s, launch_s) + host_s
 
 
 def _lock_step_cost(rank: StagePricing) -> LockStepCost:

@@ -30,8 +30,9 @@ class StagePricing:
         """Duration of the iteration of `batch`: GPU and host one after the other, or the longer of both (asynchronous)."""
         cost, decodes = self.cost, batch.decodes
         if batch.chunks:
-            gpu_s, growth_s = self.gpu_s(batch), 0.0
+            gpu_s, growth_s = self.kernels_s(batch), 0.0
             host_s = cost.host_s[decodes + len(batch.chunks)]
+            least_s = cost.mixed_launch_s[decodes + batch.chunk_tokens]
         else:
             slope_s = cost.full_slope_s[decodes]
             gpu_s = self._decode_s[decodes] + slope_s * batch.context_tokens
@@ -43,17 +44,27 @@ class StagePricing:
                     gpu_s += slopes[decodes] * tokens
                     growth_s += slopes[decodes] * below
             host_s = cost.host_s[decodes]
-        if not self._async:
+            least_s = cost.decode_launch_s[decodes]
+        if self._async:
+            least_s, host_s = least_s + host_s, 0.0
+        if gpu_s >= least_s:
             return gpu_s + host_s, growth_s, FOR_EVER
-        if gpu_s >= host_s:
-            return gpu_s, growth_s, FOR_EVER
         if growth_s <= 0.0:
-            return host_s, 0.0, FOR_EVER
-        # the GPU overtakes the host in iteration ceil((host - gpu) / growth)
-        return host_s, 0.0, max(ceil((host_s - gpu_s) / growth_s), 1)
+            return least_s + host_s, 0.0, FOR_EVER
+        # the GPU overtakes the host in iteration ceil((least - gpu) / growth)
+        return least_s + host_s, 0.0, max(ceil((least_s - gpu_s) / growth_s), 1)
 
     def gpu_s(self, batch: Batch) -> float:
-        """GPU seconds of the iteration of `batch`."""
+        """GPU seconds of the iteration of `batch`, the GPU's waiting for launches included."""
+        return max(self.kernels_s(batch), self.launch_s(batch))
+
+    def launch_s(self, batch: Batch) -> float:
+        """Host seconds to launch the kernels of `batch` one by one; 0 where a CUDA graph holds them."""
+        launch_s = self.cost.mixed_launch_s if batch.chunks else self.cost.decode_launch_s
+        return launch_s[batch.decodes + batch.chunk_tokens]
+
+    def kernels_s(self, batch: Batch) -> float:
+        """Seconds of the kernels of `batch`."""
         cost, decodes = self.cost, batch.decodes
         total_s = cost.token_s[decodes + batch.chunk_tokens] + cost.sampled_s[batch.sampled]
         if batch.chunks:
@@ -71,8 +82,8 @@ class StagePricing:
         phases = list(self.kernels(batch))
         if not cost.async_scheduling:
             phases.append(Phase("host", host_s))
-            host_s = 0.0
-        return phases, host_s
+            return phases, 0.0
+        return phases, host_s + self.launch_s(batch)
 
     def kernels(self, batch: Batch) -> Iterator[Phase]:
         """Equal shares of the iteration's kernels and collectives for every layer, then the head."""

@@ -158,7 +158,11 @@ class SpeculativePricing(StagePricing):
     def pace(self, batch: Batch) -> Pace:
         return self.gpu_s(batch) + self.cost.host_s[batch.decodes + len(batch.chunks)], 0.0, FOR_EVER
 
-    def gpu_s(self, batch: Batch) -> float:
+    def launch_s(self, batch: Batch) -> float:
+        launch_s = self.cost.mixed_launch_s if batch.chunks else self.cost.decode_launch_s
+        return launch_s[self._speculative.verified * batch.decodes + batch.chunk_tokens]
+
+    def kernels_s(self, batch: Batch) -> float:
         assert isinstance(batch, SpeculativeBatch)
         cost, decodes, verified = self._speculative, batch.decodes, self._speculative.verified * batch.decodes
         ends = batch.sampled - decodes - batch.extra_tokens

@@ -143,10 +143,13 @@ class Walls:
             total = cost.complete(total, head, rows, decodes)
         requests = decodes + (0 if chunk_causes is None else steps["prefills"])
         host_s = (self._preset.host_step_s + self._preset.host_request_s * requests) * k
+        launch_s = cost.launch_s[chunk_causes is not None][tokens if rows is None else rows.own] * k
         gpu_s = total.sum(axis=0)
         if cost.async_scheduling:
-            host_s = np.maximum(host_s - gpu_s, 0.0)
-        total[INDEX["engine_overhead"]] += host_s
+            waiting_s = np.maximum(launch_s + host_s - gpu_s, 0.0)
+        else:
+            waiting_s = np.maximum(launch_s - gpu_s, 0.0) + host_s
+        total[INDEX["engine_overhead"]] += waiting_s
         return total
 
     def _chunk_causes(self, cost: AnyCost, rows: NDArray[np.int64]) -> Causes:

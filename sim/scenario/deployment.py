@@ -178,8 +178,9 @@ def _max_model_len(value: object) -> object:
 class Engine(Section):
     """The serving engine; names and defaults are vLLM's."""
 
-    preset: Literal["ideal", "vllm", "trtllm", "sglang"] = "vllm"
-    """Whose overheads and defaults; ideal is the back of an envelope: printed peaks, no fixed costs, no host time."""
+    preset: Literal["ideal", "vllm", "trtllm", "trtllm-cpp", "sglang"] = "vllm"
+    """Whose overheads and defaults: trtllm is TensorRT-LLM's PyTorch backend (1.0 on), trtllm-cpp its compiled engines before;
+    ideal is the back of an envelope: printed peaks, no fixed costs, no host time."""
     scheduler: name_or_object(SCHEDULERS) = "vllm"  # type: ignore[valid-type]
     """Batching policy (sjf: shortest job first; fair_share: between tenants), or `module:object` for your own."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
@@ -206,6 +207,8 @@ class Engine(Section):
     """Version of vLLM whose scheduling rules are mirrored, up to 0.33; null: the newest known."""
     api_server: bool = True
     """Clients reach the engine over HTTP, and every token is streamed to them; false: they call it in their own process."""
+    cuda_graphs: bool = True
+    """Replay iterations from CUDA graphs where the engine captures them; false: the host launches every kernel."""
     async_scheduling: bool | None = None
     """Schedule the next iteration while the GPU runs this one; null: the preset's default."""
     scheduler_reserve_full_isl: bool = True

@@ -11,24 +11,29 @@ from typing import Any
 
 from sim.errors import InputError
 from sim.studies.load_forms import Load
-from sim.studies.measured_rows import MeasuredRow
+from sim.studies.measured_rows import MeasuredRow, tokens
 
 ENGINES = (
-    ("tensorrt-llm", "trtllm"), ("trtllm", "trtllm"), ("lmdeploy", "trtllm"), ("turbomind", "trtllm"),
-    ("gpt-fast", "trtllm"), ("vllm", "vllm"), ("sglang", "sglang"), ("nim", "trtllm"), ("dynamo", "vllm"),
+    ("tensorrt-llm", "trtllm"), ("trtllm", "trtllm"), ("lmdeploy", "trtllm-cpp"), ("turbomind", "trtllm-cpp"),
+    ("gpt-fast", "trtllm-cpp"), ("vllm", "vllm"), ("sglang", "sglang"), ("nim", "trtllm"), ("dynamo", "vllm"),
 )  # fmt: skip
 """Word in `engine+version` -> preset. TurboMind and gpt-fast run captured or C++ loops like TensorRT-LLM."""
 
+PYTORCH_TRTLLM = (0, 20)
+"""TensorRT-LLM's published tables run its PyTorch backend from this version on, compiled engines before."""
+EAGER_TRTLLM = (0, 20)
+"""The one whose tables were made without CUDA graphs."""
 STATIC_PASS_TOKENS = 32768
 """Tokens of one pass in which a static batch is prefilled at most: beyond it the time grows in proportion anyway."""
 SGLANG_MEMORY_SHARE = 0.84
 """SGLang's `mem_fraction_static` on 80 GB cards: all but 1.5 MB a token of the 8192 of its prefill chunk and 0.5 GB."""
 CYCLED_PROMPTS = 100
 """AIPerf's default number of dataset entries (`--num-dataset-entries`), which requests take in turn."""
-CLIENT_S = 40e-3
+CLIENT_S = 10e-3
 """Constant part of TTFT in the AIC rows beyond what the same engines show with other load generators; set by hand."""
-OUTPUT_SPREAD = 0.1
-"""Users that all send requests of one length at once would stay in step for ever, which published TTFT contradicts."""
+PAUSE_S = 10e-3
+"""Mean time of a load generator between an answer and the same user's next request; set by hand to the AIC rows. Without it
+users who once were answered in the same iteration would send their requests together for ever."""
 
 
 @dataclass(slots=True)
@@ -44,8 +49,8 @@ class Harness:
     """Lengths of a data set of which only the means are stated."""
     client_s: float = 0.0
     """The load generator's own time, which is in its times to first token and end to end."""
-    output_spread: float = 0.0
-    """Outputs uniform between 1 - spread and 1 + spread of the nominal length."""
+    pause_s: float = 0.0
+    """Mean time between an answer and the same user's next request, exponentially distributed."""
     num_requests: int | None = None
     reserves_whole_sequence: bool = False
     """The engine admits a request only if its prompt and its whole output fit into the KV cache beside the others'
@@ -63,6 +68,8 @@ def harness_of(row: MeasuredRow, load: Load) -> Harness:
     """
     preset = preset_name(row.engine)
     found = Harness(preset, {"preset": preset, "gpu_memory_utilization": 0.9})
+    if preset == "trtllm" and _version(row.engine) == EAGER_TRTLLM:
+        found.engine["cuda_graphs"] = False
     found.reserves_whole_sequence = "trt" in row.engine.lower() or "tensorrt" in row.engine.lower()
     if preset == "sglang":
         found.engine["gpu_memory_utilization"] = SGLANG_MEMORY_SHARE
@@ -82,8 +89,14 @@ def preset_name(engine: str) -> str:
     """
     for word, preset in ENGINES:
         if word in engine.lower():
-            return preset
+            compiled = preset == "trtllm" and (_version(engine) or PYTORCH_TRTLLM) < PYTORCH_TRTLLM
+            return "trtllm-cpp" if compiled else preset
     raise InputError("engine+version", f"got '{engine}'", "known: " + ", ".join(word for word, _ in ENGINES))
+
+
+def _version(engine: str) -> tuple[int, int] | None:
+    match = re.search(r"(\d+)\.(\d+)", engine)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
@@ -92,11 +105,8 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
     version = re.search(r"(\d+\.\d+[\w.]*)", row.engine)
     engine["version"] = version[1] if version and found.preset != "ideal" else None
     if load.kind == "closed_loop":
-        engine["max_num_seqs"] = load.count if row.id.startswith("aic") else max(load.count, 256)
-    if load.kind == "closed_loop":
-        found.num_requests = 10 * load.count
-        _out_of_step(found, row, words)
-    if found.preset == "trtllm" and load.kind in ("burst", "poisson"):
+        _closed_loop(found, row, load, words)
+    if found.preset.startswith("trtllm") and load.kind in ("burst", "poisson"):
         engine["max_num_seqs"] = 2048
     if any(
         name in words for name in ("trtllm-bench", "gptmanagerbenchmark", "in-flight batching", "benchmark_latency")
@@ -106,22 +116,36 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
         found.engine["api_server"] = False
 
 
-def _out_of_step(found: Harness, row: MeasuredRow, words: str) -> None:
-    """What keeps the users of a closed loop from sending their requests all at the same time."""
+def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
+    """Users who send the next request when the last one is answered."""
+    engine = found.engine
+    nvidia = row.id.startswith("aic")
+    engine["max_num_seqs"] = load.count if nvidia else max(load.count, 256)
+    found.num_requests, found.pause_s = 10 * load.count, PAUSE_S
     if found.preset == "sglang":
         # prompts go before decodes, so whoever arrives late catches up, and users stay in step whatever happens
-        found.engine["scheduler"] = "prefill_first"
-    if "inferencemax" in words or "infmax" in words or row.isl.endswith("000"):
+        engine["scheduler"] = "prefill_first"
+    nominal = row.isl.endswith("000")
+    if nominal or "inferencemax" in words or "infmax" in words:
         found.uniform = (0.8, 1.0)
-    elif row.id.startswith("aic") and found.preset != "sglang":
-        found.output_spread = OUTPUT_SPREAD
-        found.notes.append("users assumed out of step: outputs vary by a tenth")
-    if row.id.startswith("aic"):
-        found.client_s = CLIENT_S
-    if row.id.startswith("aic") and found.preset != "sglang" and row.isl.endswith("000"):
+    if not nvidia:
+        return
+    found.client_s = CLIENT_S
+    if found.preset != "sglang":
+        engine["max_num_batched_tokens"] = one_prompt_tokens(sum(tokens(row.isl)), load.count)
+        found.notes.append("one prompt beside the decodes of an iteration, as NVIDIA's recipes set the token budget")
+    if found.preset != "sglang" and nominal:
         found.cycled_prompts = CYCLED_PROMPTS
-        found.engine["enable_prefix_caching"] = True
+        engine["enable_prefix_caching"] = True
         found.notes.append("prompts assumed to repeat every 100: prefill would exceed the tensor peak otherwise")
+
+
+def one_prompt_tokens(prompt_tokens: int, users: int) -> int:
+    """The token budget that holds one prompt and every user's decode, rounded up to 64.
+
+    Source: MAX_NUM_TOKENS of NVIDIA's recipes in InferenceMAX's TensorRT-LLM scripts, concurrency + input + 64.
+    """
+    return -(-(users + prompt_tokens + 64) // 64) * 64
 
 
 def _stated(found: Harness, conditions: str) -> None:

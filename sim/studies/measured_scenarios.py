@@ -149,8 +149,9 @@ def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str,
     stated = WEIGHTS.get(kv[1]) if kv else None
     if stated == "fp8" and "when weights fp8" in row.conditions.lower() and weights != "fp8":
         stated = None
-    # NVIDIA's checkpoints, which TensorRT-LLM's tables are of, have fp8 caches beside FP8 and NVFP4 weights
-    quantised_kv = weights in ("fp8", "nvfp4") and (harness is None or harness.preset == "trtllm")
+    # NVIDIA's quantised checkpoints bring scales for an fp8 KV cache, which engines then use (hf_quant_config.json)
+    nvidia = harness is None or harness.preset.startswith("trtllm") or row.model.startswith("nvidia/")
+    quantised_kv = nvidia and weights in ("fp8", "nvfp4")
     return weights, stated or ("fp8" if quantised_kv else "bf16" if weights != "fp16" else "fp16")
 
 
@@ -177,6 +178,8 @@ def _workload(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
         case "closed_loop":
             asked = harness.num_requests or REQUESTS_PER_USER * load.count
             loop = {"kind": "closed_loop", "concurrency": load.count}
+            if harness.pause_s:
+                loop |= {"think_time": f"{harness.pause_s:g} s", "think_time_cv": 1.0}
             workload |= {"arrivals": loop, "num_requests": min(asked, MOST_REQUESTS)}
         case "static":
             workload |= {"arrivals": {"kind": "burst"}, "num_requests": load.count}
@@ -218,9 +221,6 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
             for key, n in (("input_tokens", own), ("output_tokens", output))
         }
         return {"kind": "uniform", **ranges}, None
-    if harness.output_spread:
-        ranges = {"input_tokens": [own, own], "output_tokens": _spread(output, harness.output_spread)}
-        return {"kind": "uniform", **ranges}, None
     one = {"kind": "fixed", "input_tokens": own, "output_tokens": output}
     return one, {"tokens": shared} if shared else None
 
@@ -231,7 +231,3 @@ def _lognormal(input_mean: int, output_mean: int) -> dict[str, Any]:
     means = {"input_mean": input_mean, "output_mean": output_mean}
     return {"kind": "lognormal", **means, "input_cv": input_cv, "output_cv": output_cv, "max_tokens": 2048}
 
-
-def _spread(tokens: int, share: float) -> list[int]:
-    """[least, most] tokens of a length that varies by `share` either way."""
-    return [max(round(tokens * (1 - share)), 1), max(round(tokens * (1 + share)), 1)]
