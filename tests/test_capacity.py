@@ -139,22 +139,34 @@ def test_seeds_give_an_interval_that_holds_every_bracket() -> None:
 
 
 def test_objectives_as_they_are_written() -> None:
-    assert [(o.key, o.limit, o.at_least) for o in objectives(["ttft.p99=2s", "tpot.mean=50 ms"], scenario())] == [
+    assert [(o.key, o.limit, o.at_least) for o in objectives(["ttft.p99=2s", "tpot.mean=50 ms"], None)] == [
         ("p99_ttft_ms", 2000.0, False), ("mean_tpot_ms", 50.0, False),
     ]  # fmt: skip
     with_slo = Scenario.from_dict(SCENARIO | {"slo": {"ttft": "1 s", "tpot": "30 ms"}})
-    assert [o.key for o in objectives(None, with_slo)] == ["p99_ttft_ms", "p99_tpot_ms"]
-    goodput = objectives(["goodput=95%"], with_slo)[0]
+    assert [o.key for o in objectives(None, with_slo.slo)] == ["p99_ttft_ms", "p99_tpot_ms"]
+    goodput = objectives(["goodput=95%"], with_slo.slo)[0]
+    assert goodput.assertion == "slo_attainment >= 0.95"
+    assert Objective.parse("ttft.p99.9=2s").assertion == "ttft.p99.9 <= 2000.0 ms"
     assert (goodput.excess({"slo_attainment": 0.95}), goodput.excess({"slo_attainment": 0.0})) == (1.0, math.inf)
     for wrong in ("ttft=2s", "ttft.p98=2s", "tftt.p99=2s", "ttft.p99=2", "ttft.p99", "goodput=150%", "ttft.p99=-1s"):
         with pytest.raises(InputError, match="--slo"):
-            objectives([wrong], with_slo)
+            objectives([wrong], with_slo.slo)
+    assert [o.text for o in objectives(None, None, ["ttft.p99=2s"])] == ["ttft.p99 <= 2 s"]
     with pytest.raises(InputError, match="no objective"):
-        objectives(None, scenario())
+        objectives(None, None)
     with pytest.raises(InputError, match="goodput needs limits"):
-        objectives(["goodput=95%"], scenario())
+        objectives(["goodput=95%"], None)
     with pytest.raises(InputError, match="got burst"):
         load_of(scenario(kind="burst"))
+
+
+def test_a_scenario_that_cannot_be_is_the_users_mistake(tmp_path: Path) -> None:
+    wrong = SCENARIO | {"deployment": {"tensor_parallel_size": 3}}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
+    done = twowalls("capacity", "wrong.yaml", "--slo", "ttft.p99=2s", "--jobs", "1", folder=tmp_path)
+    assert done.returncode == 2
+    assert "error: wrong.yaml: deployment.tensor_parallel_size: got 3" in done.stderr
+    assert done.stdout == ""
 
 
 def test_the_command_and_its_answer_hold_together(tmp_path: Path) -> None:

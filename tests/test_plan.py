@@ -186,6 +186,18 @@ def test_prices_are_the_users_own(tmp_path: Path) -> None:
     mine.write_text("date: 2026-01\ngpus:\n  h100: {topology: dgx-h100, price: 1.5}\n")
     with pytest.raises(InputError, match=r"gpus\.h100\.price"):
         load_prices(mine)
+    for offers, problem in (
+        ("{h100: {topolgy: dgx-h100, price: 1 $/h}}", r"mine\.yaml: gpus\.h100\.topolgy: is an unknown key"),
+        ("{h100: {topology: dgx-h1000, price: 1 $/h}}", r"mine\.yaml: gpus\.h100\.topology: got 'dgx-h1000'"),
+        ("{h100: {topology: dgx-h100, price: -1 $/h}}", r"mine\.yaml: gpus\.h100\.price: got '-1 \$/h'"),
+        ("{h1000: {topology: dgx-h100, price: 1 $/h}}", r"mine\.yaml: gpus\.h1000: got 'h1000'"),
+        ("{}", r"mine\.yaml: gpus: names no GPU"),
+    ):
+        mine.write_text(f"date: 2026-01\ngpus: {offers}\n")
+        with pytest.raises(InputError, match=problem):
+            load_prices(mine)
+    with pytest.raises(InputError, match="--gpus: got 'h1000'"):
+        shipped.chosen(["h1000"])
     for wrong in ("chats", str(tmp_path / "absent.yaml")):
         with pytest.raises(InputError, match="--workload"):
             plan_base("llama-3-70b", wrong)

@@ -69,6 +69,16 @@ def test_product_and_pairs() -> None:
         grid(base, [axes[0], axes[0]])
     with pytest.raises(InputError, match="1,000,000 runs"):
         grid(base, [Axis("workload.seed", tuple(range(1_000_000)))])
+    with pytest.raises(InputError, match="at most 100,000"):
+        grid(base, [Axis.parse("workload.seed=1..1000000+1")])  # never the first 100,000 of them alone
+
+
+def test_a_sweep_that_is_wrong_at_every_point_does_not_start() -> None:
+    base = Scenario.from_dict(SCENARIO)
+    with pytest.raises(InputError, match=r"engine\.max_num_seq: is an unknown key\n  did you mean 'max_num_seqs'"):
+        grid(base, [Axis.parse("engine.max_num_seq=4,8")])
+    with pytest.raises(InputError, match=r"workload\.seed: got \"a\""):
+        grid(base, [Axis.parse("workload.seed=a")], seeds=2)
 
 
 def test_a_point_that_is_no_scenario_is_one_of_the_results() -> None:

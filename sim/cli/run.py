@@ -82,9 +82,7 @@ def run(
     if granularity is not None:
         overrides["granularity"] = granularity
     loaded = load_each(scenarios, overrides)
-    timeout_s = None if timeout is None else parse(timeout, "s", "--timeout")
-    if timeout_s is not None and timeout_s <= 0:
-        raise InputError("--timeout", f"got '{timeout}'", "write a time longer than zero, such as 30 s")
+    timeout_s = wall_time_s(timeout)
     if len(loaded) == 1 and executor is None:
         scenario = loaded[0][1]
         if isinstance(scenario, TwoWallsError):
@@ -103,6 +101,14 @@ def run(
     options = {"outputs": not ledger_only, "plots": plots, "timeout_s": timeout_s}
     with open_study(out, resume) as study:
         raise typer.Exit(_run_batch(study, loaded, executor, jobs, json, options))
+
+
+def wall_time_s(timeout: str | None) -> float | None:
+    """`--timeout` in seconds; None: no limit."""
+    limit_s = None if timeout is None else parse(timeout, "s", "--timeout")
+    if limit_s is not None and limit_s <= 0:
+        raise InputError("--timeout", f"got '{timeout}'", "write a time longer than zero, such as 30 s")
+    return limit_s
 
 
 def _job(scenario: Any, outputs: bool, plots: bool, timeout_s: float | None, shards: int | None) -> Job:

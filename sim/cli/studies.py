@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sim.cli.options import Json, Overrides, ScenarioArgument, load_one, print_json, say
-from sim.cli.run import ExecutorOption, Jobs, Resume, Timeout, open_study, run_cases
+from sim.cli.run import ExecutorOption, Jobs, Resume, Timeout, open_study, run_cases, wall_time_s
 from sim.errors import InputError
-from sim.units import parse
 
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Results folder: ledger, figures, resumable.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each point, each with another seed.")]
@@ -85,7 +84,7 @@ def sweep(
     metrics = [metric_key(name) for name in plot or ()]
     cells = grid(load_one(base), axes, zipped=zipped, seeds=seeds)
     cases = [case for cell in cells for case in cell.cases]
-    options: dict[str, Any] = {"timeout_s": None if timeout is None else parse(timeout, "s", "--timeout")}
+    options: dict[str, Any] = {"timeout_s": wall_time_s(timeout)}
     with open_study(out, resume) as study:
         interrupted = run_cases(study, cases, executor, jobs, options)
         found = points(cells, study, metrics)
@@ -132,18 +131,23 @@ def capacity(
 ) -> None:
     """Find the highest request rate or concurrency that keeps the SLO, by bisection with several seeds."""
     from sim.progress import ProgressLine
+    from sim.studies.batch import batch_exit_code
     from sim.studies.capacity import capacity as find
     from sim.studies.capacity import capacity_text
     from sim.studies.executor import open_workers
     from sim.studies.objective import objectives
 
     loaded = load_one(scenario, settings)
-    wanted = objectives(slo, loaded)
+    wanted = objectives(slo, loaded.slo)
     with open_study(out, resume) as study:
         with ProgressLine("capacity", None, "runs") as progress, open_workers(executor, jobs) as workers:
             found = find(
                 loaded, wanted, study, workers, seeds=seeds, tolerance=tolerance, told=lambda runs: progress(0.0, runs)
             )
+        codes = [entry["exit_code"] for entry in study.entries()]
+        if found.failed and not json:
+            say(f"error: {found.reason.partition(': ')[2]}")
+            raise typer.Exit(batch_exit_code(codes))
         if json:
             print_json(found.to_dict())
         else:
@@ -153,10 +157,10 @@ def capacity(
 
             knee_figure(found).savefig(study.folder / "knee.png", dpi=130)
             say(f"wrote {study.folder / 'knee.png'}")
+    if found.failed:
+        raise typer.Exit(batch_exit_code(codes))
     if found.reason.startswith(("infeasible", "oom")):
         raise typer.Exit(3)
-    if found.reason.startswith(("failed", "stuck")):
-        raise typer.Exit(4)
 
 
 def plan(
@@ -177,18 +181,18 @@ def plan(
     """Find which GPUs, how many, cut how and in which precision serve a workload within its SLO at the least cost."""
     from sim.progress import ProgressLine
     from sim.studies.executor import open_workers
-    from sim.studies.objective import Objective
-    from sim.studies.plan import Question
+    from sim.studies.objective import objectives
+    from sim.studies.plan import USUAL_SLO, Question
     from sim.studies.plan import plan as find
     from sim.studies.plan_candidates import known_precisions
     from sim.studies.plan_words import plan_rows, plan_text, write_plan
-    from sim.studies.plan_workload import plan_base
+    from sim.studies.plan_workload import limits_of, plan_base
     from sim.studies.prices import SHIPPED, load_prices
 
     offered = load_prices(prices or SHIPPED)
     offers = offered.chosen(None if gpus is None else [name.strip() for name in gpus.split(",")])
-    wanted = [Objective.parse(text) for text in slo or ["ttft.p99=2s", "tpot.p99=50ms"]]
     base = plan_base(model, workload)
+    wanted = objectives(slo, limits_of(base), USUAL_SLO)
     question = Question(base, wanted, offers, max_gpus, known_precisions(precisions))
     with open_study(out, resume) as study:
         with ProgressLine("plan", None, "runs") as progress, open_workers(executor, jobs) as workers:

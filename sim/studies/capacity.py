@@ -54,6 +54,11 @@ class Capacity:
         return next((one.reason for one in self.found if one.reason), "")
 
     @property
+    def failed(self) -> bool:
+        """Whether a run ended with an error, so that nothing is known of the capacity."""
+        return self.reason.startswith(("failed", "stuck"))
+
+    @property
     def binding(self) -> str:
         """What breaks first beyond it."""
         return min(self.found, key=lambda one: one.high).binding

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from sim import units
 from sim.errors import InputError, nearest
-from sim.scenario import Scenario
+from sim.scenario.deployment import Slo
 
 _METRICS = ("ttft", "tpot", "itl", "e2el")
 _STATISTICS = ("mean", "median", "p50", "p90", "p95", "p99", "p99.9")
@@ -51,6 +51,14 @@ class Objective:
             raise InputError("--slo", f"got '{text}'", "the limit must be above 0")
         return cls(f"{name}.{statistic} <= {units.format_time(limit_ms / 1e3)}", f"{statistic}_{name}_ms", limit_ms)
 
+    @property
+    def assertion(self) -> str:
+        """The line of a scenario's `assert:` that says the same."""
+        if self.at_least:
+            return f"{self.key} >= {self.limit!r}"
+        statistic, metric = self.key.removesuffix("_ms").split("_")
+        return f"{metric}.{statistic} <= {self.limit!r} ms"
+
     def excess(self, record: Mapping[str, Any]) -> float:
         """By which factor a run misses the objective: up to 1 it is met; infinite where nothing was measured."""
         measured = record.get(self.key)
@@ -71,19 +79,21 @@ def _share(text: str) -> float:
     return share
 
 
-def objectives(texts: list[str] | None, scenario: Scenario) -> list[Objective]:
-    """The SLO as given, or the 99th percentile within each limit of the scenario's `slo:`.
+def objectives(texts: Sequence[str] | None, slo: Slo | None, usual: Sequence[str] = ()) -> list[Objective]:
+    """The SLO as given, or the 99th percentile within each of the scenario's limits, or what is usual.
+
+    Args:
+        slo: the scenario's.
 
     Raises:
         InputError: none anywhere; goodput without limits in the scenario.
     """
-    limits = {} if scenario.slo is None else scenario.slo.limits_s
-    if not texts:
-        if not limits:
-            raise InputError("--slo", "no objective is given, and the scenario has no slo:", _EXAMPLE)
-        return [Objective.parse(f"{name}.p99={limit_s} s") for name, limit_s in limits.items()]
-    found = [Objective.parse(text) for text in texts]
-    if any(one.key == "slo_attainment" for one in found) and not limits:
+    limits_s = {} if slo is None else slo.limits_s
+    given = texts or [f"{name}.p99={limit_s} s" for name, limit_s in limits_s.items()] or usual
+    if not given:
+        raise InputError("--slo", "no objective is given, and the scenario has no slo:", _EXAMPLE)
+    found = [Objective.parse(text) for text in given]
+    if any(one.key == "slo_attainment" for one in found) and not limits_s:
         hint = "add slo: {ttft: 2 s, tpot: 50 ms} to the scenario, which says what a good request is"
         raise InputError("--slo", "goodput needs limits in the scenario", hint)
     return found

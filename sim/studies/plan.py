@@ -23,6 +23,8 @@ from sim.studies.prices import Offer
 from sim.studies.search import Trial, loaded, search
 from sim.studies.study import Study
 
+USUAL_SLO = ("ttft.p99=2s", "tpot.p99=50ms")
+"""What is asked of a deployment where nobody says."""
 WAVE = 8
 """Candidates that are searched side by side before the field is thinned again."""
 HOPELESS = 1.2
@@ -202,8 +204,7 @@ class Planner:
     def _recommended(self, choice: Choice, rate: float, best: Trial) -> Scenario:
         """The scenario that is handed out: at the recommended rate, with the SLO as its assertions."""
         assert choice.scenario is not None
-        limits = [o for o in self.question.slo if o.key.endswith("_ms")]
-        lines = ["{1}.{0} <= {2} ms".format(*o.key.removesuffix("_ms").split("_"), repr(o.limit)) for o in limits]
+        lines = [objective.assertion for objective in self.question.slo]
         scenario = loaded(choice.scenario, "request_rate", rate, max(best.requests, LONG_REQUESTS))
         return scenario.with_overrides({"name": choice.candidate.name, "assert": lines, "workload.seed": 0})
 

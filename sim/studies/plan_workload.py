@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sim import catalogue
 from sim.errors import InputError, nearest
+from sim.scenario.deployment import Slo
 
 START_RATE = 1.0
 """Requests a second of the scenarios that are screened; the search finds the real ones."""
@@ -28,12 +30,17 @@ KINDS: dict[str, dict[str, Any]] = {
 """Lengths of the kinds of traffic that go by name."""
 
 
+def limits_of(base: Mapping[str, Any]) -> Slo | None:
+    """The limits of requests that a workload came with."""
+    return Slo.model_validate(base["slo"]) if "slo" in base else None
+
+
 def plan_base(model: str, workload: str) -> dict[str, Any]:
     """A scenario as plain data without machines: the model, the engine and the workload, open to any request rate.
 
     Args:
         model: a catalogue name or a path.
-        workload: one of `KINDS`, or a scenario file whose workload and engine are taken.
+        workload: one of `KINDS`, or a scenario file whose workload, engine and slo are taken.
 
     Raises:
         InputError: neither; a workload in a closed loop, which has no request rate to plan for.
@@ -50,4 +57,7 @@ def plan_base(model: str, workload: str) -> dict[str, Any]:
         hint = "give its arrivals as poisson with a request_rate"
         raise InputError(f"{found.where}: workload.arrivals", f"got {found.workload.arrivals.kind}", hint)
     data = found.to_dict()
-    return {"model": model, "engine": data["engine"], "workload": data["workload"]}
+    return {
+        "model": model,
+        **{section: data[section] for section in ("engine", "workload", "slo") if data.get(section)},
+    }

@@ -9,8 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sim import catalogue
 from sim.errors import InputError, nearest
-from sim.hardware.gpu import load_gpu
+from sim.hardware.gpu import gpu_name, load_gpu
+from sim.scenario.fields import looks_like_path
 from sim.scenario.loading import read_yaml
 from sim.units import parse
 
@@ -51,7 +53,7 @@ class Prices:
             return list(self.offers.values())
         found = []
         for name in names:
-            gpu = load_gpu(name).name
+            gpu = gpu_name(name, "--gpus")
             if gpu not in self.offers:
                 raise InputError("--gpus", f"got '{name}', which has no price", nearest(gpu, self.offers))
             found.append(self.offers[gpu])
@@ -83,14 +85,25 @@ def load_prices(path: Path = SHIPPED) -> Prices:
     try:
         file = _PricesFile.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt key is also one that is missing; what was written says more than what was not
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = ".".join(str(part) for part in first["loc"])
         hint = f"it should look like {SHIPPED.name}: date, source, gpus: NAME: {{topology, price}}"
-        raise InputError(f"{path}: {place}", first["msg"], hint) from None
-    offers = {}
-    for name, offer in file.gpus.items():
-        gpu, where = load_gpu(name), f"{path}: gpus.{name}"
-        idle = None if offer.idle_power is None else parse(offer.idle_power, "w", f"{where}.idle_power")
-        price = parse(offer.price, "usd_per_h", f"{where}.price")
-        offers[gpu.name] = Offer(gpu.name, offer.topology, price, gpu.power_w, idle or gpu.idle_power_w, offer.source)
-    return Prices(str(file.date), file.source, offers)
+        problem = "is an unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{path}: {place}", problem, hint) from None
+    if not file.gpus:
+        raise InputError(f"{path}: gpus", "names no GPU", "give one a topology and a price")
+    found = [_offer(name, offer, path) for name, offer in file.gpus.items()]
+    return Prices(str(file.date), file.source, {offer.gpu: offer for offer in found})
+
+
+def _offer(name: str, offer: _OfferFile, path: Path) -> Offer:
+    where = f"{path}: gpus.{name}"
+    gpu = load_gpu(gpu_name(name, where))
+    beside = str(path.parent.absolute() / offer.topology) if looks_like_path(offer.topology) else offer.topology
+    catalogue.resolve("topologies", beside, f"{where}.topology")
+    price = parse(offer.price, "usd_per_h", f"{where}.price")
+    if price <= 0:
+        raise InputError(f"{where}.price", f"got '{offer.price}'", "a price is above 0")
+    idle = None if offer.idle_power is None else parse(offer.idle_power, "w", f"{where}.idle_power")
+    return Offer(gpu.name, beside, price, gpu.power_w, gpu.idle_power_w if idle is None else idle, offer.source)

@@ -71,7 +71,7 @@ def _range(match: re.Match[str], where: str) -> Iterator[float]:
     if not grows or last < first:
         raise InputError(where, f"got '{match[0]}', which never reaches its end", _RANGES)
     whole = all(float(match[name]).is_integer() for name in ("first", "by"))
-    for number in range(MOST_CELLS):
+    for number in range(MOST_CELLS + 1):  # one too many is for the grid to refuse
         value = first + number * by if match["step"] == "+" else first * by**number
         if value > last * (1 + 1e-9):
             return
@@ -114,7 +114,7 @@ def grid(base: Scenario, axes: Sequence[Axis], *, zipped: bool = False, seeds: i
         seeds: runs of each point, with the seeds from the scenario's own upwards.
 
     Raises:
-        InputError: pairs of unequal length; an axis twice; more than `MOST_CELLS` points.
+        InputError: pairs of unequal length; an axis twice; more than `MOST_CELLS` points; no point is a valid scenario.
     """
     names = [axis.path for axis in axes]
     if len(set(names)) < len(names):
@@ -129,18 +129,24 @@ def grid(base: Scenario, axes: Sequence[Axis], *, zipped: bool = False, seeds: i
         raise InputError("--set", f"asks for {count:,} runs", f"at most {MOST_CELLS:,} at a time")
     lists = [axis.values for axis in axes]
     points = zip(*lists, strict=True) if zipped else itertools.product(*lists)
-    return [_cell(base, dict(zip(names, point, strict=True)), seeds) for point in points]
+    cells = [_cell(base, dict(zip(names, point, strict=True)), seeds) for point in points]
+    errors = [case.error for cell in cells for case in cell.cases]
+    if errors and errors[0] is not None and None not in errors:
+        raise InputError("--set", "makes no point a valid scenario", errors[0].reason)
+    return cells
 
 
 def _cell(base: Scenario, values: dict[str, Any], seeds: int) -> Cell:
     labels = [f"{path.rsplit('.', 1)[-1]}={_plain(value)}" for path, value in values.items()]
-    first = int(values.get("workload.seed", base.workload.seed))
+    asked = values.get("workload.seed", base.workload.seed)
+    first = asked if isinstance(asked, int) else base.workload.seed
     cases = []
     for seed in range(first, first + seeds):
+        seeded = {"workload.seed": seed} if isinstance(asked, int) else {}
         name = "-".join([base.name, *labels, *([f"seed={seed}"] if seeds > 1 else [])])
         found: Scenario | TwoWallsError
         try:
-            found = base.with_overrides({**values, "workload.seed": seed, "name": name})
+            found = base.with_overrides({**values, **seeded, "name": name})
         except TwoWallsError as error:
             found = error
         cases.append(Case.of(name, found))
