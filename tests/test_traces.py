@@ -1,6 +1,8 @@
 """Recorded requests: every format, what is refused, how a trace is cut, scaled and described."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.workload.randomness import generator
-from sim.workload.trace_summary import summary
+from sim.workload.trace_summary import summary, summary_of
 from sim.workload.traces import read_trace, scale_rate
 
 TRACES = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
@@ -297,3 +299,54 @@ def test_reading_a_trace_is_no_part_of_the_wait():
     start = time.perf_counter()
     read_trace(TRACES / "azure2023" / "AzureLLMInferenceTrace_conv.csv")
     assert time.perf_counter() - start < 0.15
+
+
+# --- what people give by mistake ------------------------------------------------------------------------------------------
+
+
+def test_a_table_may_have_its_cells_in_quotes(tmp_path):
+    plain, quoted = tmp_path / "plain.csv", tmp_path / "quoted.csv"
+    plain.write_text("arrival_s,input_tokens,output_tokens\n0,5,6\n1.5,7,8\n")
+    quoted.write_text('"arrival_s","input_tokens","output_tokens"\n"0","5","6"\n"1.5","7","8"\n')
+    assert summary(read_trace(plain)) == summary(read_trace(quoted))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("chunk-3-dataset.json", "{\n", "holds the lengths of a ServeGen client, not its requests\n  give chunk-3-trace.csv"),
+        ("licence.txt", "\nA licence\n", "begins with an empty line"),
+        ("nothing.csv", "", "is empty"),
+        ("huge.csv", "arrival_s,input_tokens,output_tokens\n0,99999999999999999999,3\n", ":2: got '9999999999999999"),
+    ],
+)  # fmt: skip
+def test_what_is_no_trace_is_told_so(tmp_path, name, text, told):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_trace(path)
+    assert told in str(error.value)
+
+
+def test_two_weeks_of_a_busy_client_are_described_by_some_and_not_drawn_by_mistake(tmp_path):
+    busy = tmp_path / "chunk-0-trace.csv"
+    busy.write_text("".join(f"{600 * window},200.0,1.0,Gamma,1.0,0.005\n" for window in range(400)))
+    lengths = {"0": {"input_tokens": "{10: 1.0}", "output_tokens": "{5: 1.0}"}}
+    (tmp_path / "chunk-0-dataset.json").write_text(json.dumps(lengths))
+    with pytest.raises(InputError, match="holds about 48,000,000 requests in the time asked for"):
+        read_trace(busy)
+    assert len(read_trace(busy, end_s=600.0)) == pytest.approx(120_000, rel=0.02)
+    found = summary_of(busy)
+    assert (found["expected_requests"], found["requests"]) == (48_000_000, 1_000_000)
+    assert found["request_rate"] == pytest.approx(200, rel=0.01)
+
+
+def test_the_command_takes_the_name_of_a_format_that_the_first_line_does_not_tell(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": ms, "input_length": 600, "output_length": 3} for ms in (0, 500)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="name its format"):
+        summary_of(path)
+    assert summary_of(path, "mooncake")["duration_s"] == 0.5
+    command = [sys.executable, "-m", "sim", "workload", str(path), "--format", "mooncake"]
+    assert b"requests: 2" in subprocess.run(command, capture_output=True, check=True).stdout

@@ -37,13 +37,15 @@ def memory(scenario: ScenarioArgument, json: Json = False, settings: Overrides =
 
 def workload(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A trace file (or a ServeGen folder).")],
+    format: Annotated[
+        str | None, typer.Option(help="Its format, where that cannot be told from its first line.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """A trace in numbers: how many requests, how fast, how bursty, how long, how much alike."""
-    from sim.workload.trace_summary import summary
-    from sim.workload.traces import read_trace
+    from sim.workload.trace_summary import summary_of
 
-    found = summary(read_trace(Path(file)))
+    found = summary_of(Path(file), format)
     if json:
         print_json(found)
         return

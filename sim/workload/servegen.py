@@ -21,6 +21,8 @@ from sim.errors import InputError
 from sim.workload.trace_formats import Rows
 
 WINDOW_S = 600.0
+MOST_REQUESTS = 20_000_000
+"""More are not drawn at once: the two weeks of one client can hold 150 million requests, several gigabytes."""
 
 
 class _Window(NamedTuple):
@@ -49,12 +51,16 @@ def generate(path: Path, start_s: float, end_s: float | None, max_requests: int 
         max_requests: stop after the window in which this many are there; None: all.
 
     Raises:
-        InputError: no client there, or a bad row.
+        InputError: no client there, a bad row, or more than `MOST_REQUESTS`.
     """
     files = sorted(path.glob("*-trace.csv")) if path.is_dir() else [path]
     if not files:
         raise InputError(str(path), "holds no ServeGen client", "expected files named chunk-<n>-trace.csv")
     clients = [_read_client(file) for file in files]
+    expected = _expected(clients, start_s, end_s)
+    if max_requests is None and expected > MOST_REQUESTS:
+        hint = "give num_requests, or a shorter time (start, end)"
+        raise InputError(str(path), f"holds about {expected:,.0f} requests in the time asked for", hint)
     parts: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]] = []
     count = 0
     for window_s in sorted({start for client in clients for start in client.windows}):
@@ -71,6 +77,25 @@ def generate(path: Path, start_s: float, end_s: float | None, max_requests: int 
     arrival_s, inputs, outputs = (np.concatenate([part[i] for part in parts]) for i in range(3))
     order = np.argsort(arrival_s, kind="stable")
     return Rows(arrival_s[order], inputs[order], outputs[order])
+
+
+def expected_requests(path: Path) -> float:
+    """How many requests the client(s) in `path` send in the mean.
+
+    Raises:
+        InputError: as `generate`.
+    """
+    files = sorted(path.glob("*-trace.csv")) if path.is_dir() else [path]
+    return _expected([_read_client(file) for file in files], 0.0, None)
+
+
+def _expected(clients: list[_Client], start_s: float, end_s: float | None) -> float:
+    last_s = math.inf if end_s is None else end_s
+    return sum(
+        window.request_rate * max(min(window.start_s + WINDOW_S, last_s) - max(window.start_s, start_s), 0.0)
+        for client in clients
+        for window in client.windows.values()
+    )
 
 
 def _draw(

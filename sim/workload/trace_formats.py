@@ -5,6 +5,7 @@ A reader turns a file into plain columns; order, zero point and failed requests 
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -45,12 +46,18 @@ def detect(path: Path) -> str:
     """
     if path.is_dir() or path.name.endswith("-trace.csv"):
         return "servegen"
+    if path.name.endswith("-dataset.json"):
+        beside = path.name.replace("-dataset.json", "-trace.csv")
+        raise InputError(
+            str(path), "holds the lengths of a ServeGen client, not its requests", f"give {beside} beside it"
+        )
     if path.suffix.lower() == ".parquet":
         return "parquet"
     with _open(path) as file:
-        first = file.readline().strip()
+        first, more = file.readline().strip(), file.readline()
     if not first:
-        raise InputError(str(path), "is empty", "give a trace with at least one request")
+        problem = "begins with an empty line" if more else "is empty"
+        raise InputError(str(path), problem, "give a trace with at least one request, from the first line on")
     if first.startswith("{"):
         return _jsonl_kind(first, path)
     header = _cells(first)
@@ -144,7 +151,9 @@ def _open(path: Path) -> Any:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.split(",")]
+    """The cells of one line; in quotes or not."""
+    cells = next(csv.reader([line]), []) if '"' in line else line.split(",")
+    return [cell.strip() for cell in cells]
 
 
 def _csv_columns(path: Path, name: str) -> tuple[list[str], list[str], list[str]]:
@@ -160,7 +169,7 @@ def _csv_columns(path: Path, name: str) -> tuple[list[str], list[str], list[str]
             raise InputError(f"{path}:1", f"has no column '{column}'", f"its header: {', '.join(header)}")
         places.append(header.index(column))
     width = len(header)
-    rows = [line.split(",") for line in lines[1:]]
+    rows = [_cells(line) if '"' in line else line.split(",") for line in lines[1:]]
     for number, row in enumerate(rows, start=2):
         if len(row) != width:
             problem = f"has {len(row)} values where the header has {width}: '{lines[number - 1].strip()[:60]}'"
@@ -173,7 +182,7 @@ def _tokens(column: Sequence[str], path: Path, name: str) -> NDArray[np.int64]:
     try:
         tokens = np.array([int(cell) for cell in column], dtype=np.int64)
     except (ValueError, OverflowError):
-        _refuse(column, path, name, "a whole number of tokens", lambda cell: int(cell) >= 0)
+        _refuse(column, path, name, "a whole number of tokens", lambda cell: 0 <= int(cell) < 2**63)
     if len(tokens) and tokens.min() < 0:
         _refuse(column, path, name, "zero or more tokens", lambda cell: int(cell) >= 0)
     return tokens

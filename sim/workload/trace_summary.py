@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.workload import servegen, trace_formats
 from sim.workload.request import HashedPrompts
-from sim.workload.traces import Trace
+from sim.workload.traces import Trace, read_trace
 
 _QUANTILES = (50, 90, 95, 99)
+
+
+DRAWN_REQUESTS = 1_000_000
+"""Requests of a ServeGen client that are drawn to describe it: a second's work, and its tails."""
+
+
+def summary_of(path: Path, format: str | None = None) -> dict[str, Any]:
+    """What `twowalls workload FILE` prints; see `summary`. A `format` of None is recognised.
+
+    Of ServeGen clients with more than `DRAWN_REQUESTS` requests so many are drawn, and `expected_requests` says how many
+    there are.
+
+    Raises:
+        InputError: as `read_trace`.
+    """
+    if path.exists() and (format or trace_formats.detect(path)) == "servegen":
+        expected = servegen.expected_requests(path)
+        if expected > DRAWN_REQUESTS:
+            drawn = summary(read_trace(path, format, max_requests=DRAWN_REQUESTS))
+            return {"format": drawn.pop("format"), "expected_requests": round(expected), **drawn}
+    return summary(read_trace(path, format))
 
 
 def summary(trace: Trace) -> dict[str, Any]:
