@@ -47,6 +47,11 @@ ANSWERS = {
     "chat-64-users-1xh100": "First token after {first}, then {token}",
     "llama3-70b-speculative-4xh100": "{token}, {throughput}",
 }
+# the same for recorded traces; where one is not at hand its line stays as it is
+ANSWERS_ON_TRACES = {
+    "mooncake-conv-16xh100": "First token after {first} (P99 {first_p99}), then {token}; {slo} within",
+    "mooncake-conv-16xh100-cached": "{hits} of the prompts; first token after {first} (P99 {first_p99}), {token}; {slo} within",
+}
 
 
 def runs(names: Any) -> dict[str, Result | DoesNotFit]:
@@ -77,6 +82,7 @@ def numbers(run: Result | DoesNotFit) -> Mapping[str, object]:
         "first": f"{summary['median_ttft_ms'] / 1e3:.1f} s",
         "first_p99": f"{summary['p99_ttft_ms'] / 1e3:.2f} s",
         "throughput": f"{summary['output_throughput']:,.0f} tokens/s",
+        "hits": f"{summary['prefix_cache_hit_rate'] or 0.0:.1%}",
         "slo": "n/a" if summary["slo_attainment"] is None else f"{summary['slo_attainment']:.1%}",
     }
 
@@ -87,7 +93,17 @@ def scenario_table(done: Mapping[str, Result | DoesNotFit]) -> str:
     for name, answer in ANSWERS.items():
         question = Scenario.load(catalogue.files("scenarios")[name]).description
         lines.append(f"| `{name}` | {question} | {answer.format(**numbers(done[name]))} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(trace_line(name) for name in ANSWERS_ON_TRACES)])
+
+
+def trace_line(name: str) -> str:
+    """The line of a scenario that replays a trace, run anew if the trace is at hand."""
+    scenario = Scenario.load(catalogue.files("scenarios")[name])
+    if Path(str(scenario.workload.arrivals.path)).exists():  # type: ignore[union-attr]
+        answer = ANSWERS_ON_TRACES[name].format(**numbers(simulate(scenario)))
+        return f"| `{name}` | {scenario.description} | {answer} |"
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith(f"| `{name}` |"))
 
 
 def readme() -> dict[str, str]:
