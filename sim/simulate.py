@@ -7,7 +7,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
+from sim.engine.clock import Clock
+from sim.engine.cluster import Cluster, Outcome
 from sim.engine.deployment import Deployment
 from sim.engine.fleet import Fleet
 from sim.engine.in_time import order_in_time
@@ -84,7 +85,7 @@ class _Run:
     def __init__(self, fleet: Fleet, workload: Workload, progress: Progress | None) -> None:
         preset = fleet.pools[0].preset
         self.fleet, self.workload, self.memory = fleet, workload, fleet.memory
-        scenario, env = fleet.scenario, CountingEnvironment()
+        scenario, env = fleet.scenario, Clock()
         random, where = Random(f"router {scenario.workload.seed}"), f"{scenario.where}: deployment.router"
         self.recorder = fleet.build(env, Recorder)
         self.cluster = Cluster(

@@ -10,7 +10,8 @@ import numpy as np
 
 from sim.engine.batch import Batch, SchedulerLimits
 from sim.engine.batching import VllmScheduler
-from sim.engine.cluster import Cluster, CountingEnvironment, Outcome
+from sim.engine.clock import Clock
+from sim.engine.cluster import Cluster, Outcome
 from sim.engine.host_cache import HostCache, TieredPool
 from sim.engine.iteration import Pace, Phase
 from sim.engine.kv_cache import BlockPool, PrefixPool
@@ -110,7 +111,7 @@ def play(
     With `host_blocks` they preempt by swap, 2 ms a block out and 3 ms a block back, instead of `policy`.
     With a `tier` blocks evicted from the prefix cache go to the host.
     """
-    env = CountingEnvironment()
+    env = Clock()
     cost = cost or AffineCost()
     recorder = Recorder(cost.windows)
     options = SchedulerLimits(**{"max_model_len": 1 << 20, "max_num_batched_tokens": 1 << 20, **limits})

@@ -88,11 +88,11 @@ def decisions(scheduler: VllmScheduler, batch: Batch) -> dict[str, Any]:
     """The batch in the words of the recording."""
     decoding = batch.decoding
     if decoding is None:
-        chunked = {chunk.seq for chunk in batch.chunks}
+        chunked = {seq for _, _, seq, _ in batch.chunks}
         decoding = [seq for seq in scheduler.running if decodes_now(seq, batch, chunked)]
     return {
         "adm": [[s.id, s.cached_tokens, "res" if s.preemptions else "new"] for s in batch.admitted],
-        "p": [[c.seq.id, c.start, c.tokens] for c in batch.chunks],
+        "p": [[seq.id, start, tokens] for start, tokens, seq, _ in batch.chunks],
         "d": [seq.id for seq in decoding],
         "pre": [seq.id for seq in batch.preempted],
         "run": len(scheduler.running),

@@ -22,7 +22,7 @@ from test_scheduler import recording
 
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
-from sim.engine.cluster import CountingEnvironment
+from sim.engine.clock import Clock
 from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
 from sim.engine.sequence import Sequence
@@ -60,7 +60,7 @@ class Engine:
     finished: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.env = CountingEnvironment()
+        self.env = Clock()
         self.scheduler = build(self.header)
         self.sequences = sequences(self.header)
         self.arrival = {request["id"]: request["arrival"] for request in self.header["requests"]}
@@ -105,7 +105,7 @@ class Engine:
 
     def observe(self, scheduler: VllmScheduler, batch: Batch, planned: int) -> None:
         """A segment is over: one decision for each of its iterations."""
-        chunked = {chunk.seq for chunk in batch.chunks}
+        chunked = {seq for _, _, seq, _ in batch.chunks}
         decoding = batch.decoding
         if decoding is None:
             decoding = [seq for seq in scheduler.running if decodes_now(seq, batch, chunked)]
@@ -118,7 +118,7 @@ class Engine:
             self.decided.append({
                 "i": line,
                 "adm": [[s.id, s.cached_tokens, "res" if s.preemptions else "new"] for s in batch.admitted],
-                "p": [[c.seq.id, c.start, c.tokens] for c in batch.chunks],
+                "p": [[seq.id, start, tokens] for start, tokens, seq, _ in batch.chunks],
                 "d": [seq.id for seq in decoding],
                 "pre": [seq.id for seq in batch.preempted],
                 "run": len(scheduler.running),

@@ -12,7 +12,8 @@ from sim.cost.experts import ExpertCost, LockStepCost
 from sim.cost.step import StepCost
 from sim.engine.batch import SchedulerLimits
 from sim.engine.batching import VllmScheduler
-from sim.engine.cluster import Cluster, CountingEnvironment
+from sim.engine.clock import Clock
+from sim.engine.cluster import Cluster
 from sim.engine.deployment import Deployment
 from sim.engine.fleet import Fleet
 from sim.engine.kv_cache import BlockPool
@@ -127,7 +128,7 @@ def one_rank(load: Workload, lock_step: bool, **limits: Any) -> tuple[Columns, C
     stage = operators(deployment.model, deployment.precision, deployment.sharding)
     ranks, options = deployment.placement[0][0], {"max_tokens": 1024, "max_seqs": 64, "async_scheduling": True}
     backend, wires = deployment._slowest(ranks), deployment.communicator(ranks)
-    env, recorder = CountingEnvironment(), Recorder()
+    env, recorder = Clock(), Recorder()
     cluster = Cluster(env, load, recorder, LeastOutstanding(), max_model_len=1 << 20)
     limit = SchedulerLimits(max_num_seqs=64, max_num_batched_tokens=1024, async_scheduling=True, **limits)
     scheduler = VllmScheduler(limit, BlockPool(400, 16))

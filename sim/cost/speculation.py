@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from typing import Any
 
 import numpy as np
 
 from sim.cost.kernels import Floats
-from sim.cost.step import DecodeSlopes, Ints, StepCost
+from sim.cost.step import ChunkShape, DecodeSlopes, Ints, StepCost
 from sim.model.operators import StageOperators
 
 
@@ -38,14 +39,14 @@ class SpeculativeCost(StepCost):
         fixed, slopes = super()._decode_tables(sequences)
         return fixed, [DecodeSlopes(s.window_tokens, s.memory_s, self.verified * s.compute_s) for s in slopes]
 
-    def draft_s(self, decodes: int, contexts: list[int], chunk_tokens: int, chunks: list[tuple[int, int]]) -> float:
+    def draft_s(self, decodes: int, contexts: list[int], chunk_tokens: int, chunks: Items[ChunkShape]) -> float:
         """Seconds of the draft beside one iteration.
 
         Args:
             decodes: sequences that decode.
             contexts: their tokens of context in all, then those within each window of the model.
             chunk_tokens: of prompts.
-            chunks: (cached tokens before it, tokens) of each.
+            chunks: of prompts, each.
         """
         draft, total_s = self.draft, 0.0
         if decodes:

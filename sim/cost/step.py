@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from sim.cost.preset import EnginePreset, launches, padded
 from sim.model.operators import Attention, StageOperators
 
 Ints = NDArray[np.int64]
+ChunkShape = tuple[int, int, *tuple[Any, ...]]
+"""(cached tokens before it, tokens, whatever else) of a prompt chunk."""
 
 
 class GroupCollectives(Protocol):
@@ -201,18 +203,20 @@ class StepCost:
             compute = compute + attention.count * time.compute_s
         return KernelTime(fixed, memory, compute / self.preset.sustained_clock)
 
-    def chunks_s(self, chunks: Items[tuple[int, int]]) -> float:
-        """Attention of the prompt chunks (cached tokens before it, tokens) of one iteration.
+    def chunks_s(self, chunks: Items[ChunkShape]) -> float:
+        """Attention of the prompt chunks of one iteration.
 
         All run in one kernel: its fixed cost is paid once.
         """
         total_s = launch_s = 0.0
-        for key in chunks:
+        for chunk in chunks:
+            key = chunk[:2]
             found = self._chunk_cache.get(key)
             if found is None:
                 time = self.chunk_times(np.float64(key[0]), np.float64(key[1]))  # type: ignore[arg-type]
                 found = self._chunk_cache[key] = (float(time.fixed_s), float(time.memory_s + time.compute_s))
-            launch_s = max(launch_s, found[0])
+            if found[0] > launch_s:
+                launch_s = found[0]
             total_s += found[1]
         return total_s + launch_s
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sim.engine.decode_set import WindowSum
 from sim.engine.sequence import Sequence
 
 
@@ -27,35 +29,18 @@ class SchedulerLimits:
     """False: the first failed allocation is an out-of-memory error (`on_kv_full: oom`)."""
 
 
-class Chunk:
-    """`tokens` of a prompt (or of a recompute), computed after `start` that stand in the cache already."""
-
-    __slots__ = ("last", "seq", "start", "tokens")
-
-    def __init__(self, seq: Sequence, start: int, tokens: int, last: bool) -> None:
-        self.seq = seq
-        self.start = start
-        self.tokens = tokens
-        self.last = last
-        """It reaches the end of what is known, so the iteration samples a token from it."""
+Chunk = tuple[int, int, Sequence, bool]
+"""(start, tokens, sequence, last): `tokens` of a prompt (or of a recompute), computed after `start` that stand in the cache
+already; the last one reaches the end of what is known, so the iteration samples a token from it."""
 
 
 class Batch:
-    """What one iteration computes. Most iterations only decode, so everything else is absent until it is needed."""
+    """What one iteration computes. Most are steady, so what belongs to the others is absent until it is needed."""
 
-    decodes = 0
-    context_tokens = 0
-    """Sum of the lengths of the decoding sequences, the token being computed included."""
     window_tokens: tuple[int, ...] = ()
     """For each sliding window of the model, the sum over decoding sequences of min(length, window)."""
     window_growth: tuple[int, ...] = ()
     """How many of them are still shorter than that window."""
-    chunks: list[Chunk] | tuple[()] = ()
-    chunk_tokens = 0
-    sampled = 0
-    steady = True
-    """Every decoding sequence takes part, and came from the iteration before."""
-    admitted: list[Sequence] | tuple[()] = ()
     preempted: list[Sequence] | tuple[()] = ()
     late: list[Sequence] | tuple[()] = ()
     """Decodes that skipped iterations before this one: their gap is longer than this iteration."""
@@ -66,5 +51,23 @@ class Batch:
     out_of_memory: tuple[Sequence, int] | None = None
     """(sequence, blocks it lacks) of the allocation that failed, if the engine does not preempt."""
 
-    def __init__(self, iteration: int) -> None:
+    def __init__(self, iteration: int, decodes: int = 0, context_tokens: int = 0) -> None:
         self.iteration = iteration
+        self.decodes = self.sampled = decodes
+        self.context_tokens = context_tokens
+        """Sum of the lengths of the decoding sequences, the token being computed included."""
+        self.chunks: list[Chunk] | tuple[()] = ()
+        self.chunk_tokens = 0
+        self.admitted: list[Sequence] | tuple[()] = ()
+        self.steady = True
+        """Every decoding sequence takes part, and came from the iteration before."""
+
+    def add_decode(self, seq: Sequence, windows: Iterable[WindowSum]) -> None:
+        """Counts one decoding sequence, where the iteration is worked out one by one."""
+        self.decodes += 1
+        self.context_tokens += seq.known_tokens
+        lengths = [min(seq.known_tokens, window.window_tokens) for window in windows]
+        if lengths:
+            before = self.window_tokens or (0,) * len(lengths)
+            self.window_tokens = tuple(map(sum, zip(before, lengths, strict=True)))
+            self.window_growth = (0,) * len(lengths)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence as Items
 from itertools import count
-from operator import itemgetter
 
-from sim.engine.batch import Batch, Chunk, SchedulerLimits
+from sim.engine.batch import Batch, SchedulerLimits
 from sim.engine.decode_set import DecodeSet
 from sim.engine.kv_cache import BlockPool, PrefixPool
 from sim.engine.sequence import DECODING, ENDING, FINISHED, PREFILLING, WAITING, Sequence
+
+NO_HITS: Items[int] = ()
 
 
 class VllmScheduler:
@@ -44,6 +45,10 @@ class VllmScheduler:
         self._spares_lone = limits.lone_request_uncapped and limits.long_prefill_token_threshold > 0
         self._budget = limits.max_num_batched_tokens
         self._block_size = pool.block_size
+        self._gated = limits.scheduler_reserve_full_isl
+        self._watermark = limits.watermark_blocks
+        self._plain = self.prefix_pool is None and not windows
+        """The decodes of an iteration are known by their number and their contexts."""
 
     @property
     def has_work(self) -> bool:
@@ -59,18 +64,21 @@ class VllmScheduler:
         """Decides the next iteration, takes its blocks and counts its tokens as computed."""
         self.iteration = iteration = self.iteration + 1
         decodes, pool = self.decodes, self.pool
-        if self._async and decodes.ends and decodes.ends[0][0] < iteration:
+        if self._async and (ends := decodes.ends) and ends[0][0] < iteration:
             self._ending = decodes.ended(iteration - 1)
-        batch = Batch(iteration)
         lone = self._spares_lone and len(self.running) + len(self.waiting) <= 1
         needed = decodes.block_phase[iteration % self._block_size]
-        budget = self._budget - decodes.count
-        late = self._starved_at == iteration - 1 and self._starved  # whose gap is longer than this iteration
+        count = decodes.count
+        batch = Batch(iteration, count, count * iteration + decodes.offset_sum)
+        budget = self._budget - count
+        late = self._starved and self._starved_at == iteration - 1  # whose gap is longer than this iteration
         if self._prefilling or budget < 0 or needed > pool.free or late:
             budget = self._schedule_together(batch, budget, needed, lone)
+        elif self._plain:
+            pool.free -= needed
         else:
             self._decode_all(batch, needed)
-        if self.waiting and budget > 0 and not batch.preempted and batch.out_of_memory is None:  # P3
+        if self.waiting and budget > 0 and (batch.steady or not (batch.preempted or batch.out_of_memory)):  # P3
             self._admit(batch, budget, lone)
         if batch.chunks:
             self._settle_chunks(batch)
@@ -78,14 +86,12 @@ class VllmScheduler:
 
     def _decode_all(self, batch: Batch, needed: int) -> None:
         """One token for every decoding sequence; they take `needed` blocks."""
-        batch.decodes = batch.sampled = decodes = self.decodes.count
-        batch.context_tokens = decodes * batch.iteration + self.decodes.offset_sum
         if self.decodes.windows:
             batch.window_tokens, batch.window_growth = self.decodes.window_sums(batch.iteration)
         if self.prefix_pool is None:
             self.pool.free -= needed
         else:
-            self._take_decode_blocks(batch.iteration)
+            self.decodes.take_blocks(self.prefix_pool, batch.iteration, self._async)
 
     def _schedule_together(self, batch: Batch, budget: int, needed: int, lone: bool) -> int:
         """Part 1 of the real schedule(), for all at once if nothing is short; returns the budget left.
@@ -114,21 +120,6 @@ class VllmScheduler:
             self._compute(batch, seq, seq.computed_tokens, tokens)
         return budget
 
-    def _take_decode_blocks(self, iteration: int) -> None:
-        """New blocks for the decodes that start one, and keys for those that fill one, in running order."""
-        members, pool = self.decodes.members or [], self.prefix_pool
-        assert pool is not None
-        size = pool.block_size
-        starting = members[iteration % size]
-        # A4: asynchronously a block filled by a sampled token is known one iteration later, just when the next one is taken
-        filling = starting if self.limits.async_scheduling else members[(iteration + 1) % size]
-        events = [(seq.order, seq) for seq in starting | filling]
-        for _, seq in sorted(events, key=itemgetter(0)):
-            if seq in starting:
-                pool.take(seq, 1)
-            if seq in filling:
-                pool.register(seq, iteration + seq.offset - (1 if self.limits.async_scheduling else 0))
-
     def _chunk_tokens(self, seq: Sequence, lone: bool) -> int:
         """What `seq` wants to compute next (R2, R3), before the budget."""
         tokens = seq.known_tokens - seq.computed_tokens
@@ -143,44 +134,44 @@ class VllmScheduler:
         if self.prefix_pool is not None:
             self.prefix_pool.register(seq, computed)  # C4
         last = computed == seq.known_tokens
-        chunk = Chunk(seq, start, tokens, last)
         if batch.chunks:
-            batch.chunks.append(chunk)
+            batch.chunks.append((start, tokens, seq, last))
         else:
-            batch.chunks = [chunk]
+            batch.chunks = [(start, tokens, seq, last)]
         batch.chunk_tokens += tokens
-        batch.sampled += last
+        if last:
+            batch.sampled += 1
 
     def _settle_chunks(self, batch: Batch) -> None:
         """Sequences whose prefill is complete sample a token and decode from the next iteration on."""
-        iteration, decodes = batch.iteration + 1, self.decodes
-        for chunk in batch.chunks:
-            if chunk.last:
-                seq = chunk.seq
+        iteration, decodes, all_last = batch.iteration + 1, self.decodes, True
+        for _, _, seq, last in batch.chunks:
+            if last:
                 seq.known_tokens += 1
                 seq.lane = self
                 decodes.add(seq, iteration)
                 if seq.order > self._last_decode_order:
                     self._last_decode_order = seq.order
+            else:
+                all_last = False
         if self._prefilling:
             self._prefilling[:] = [seq for seq in self._prefilling if seq.state == PREFILLING]
-        for seq in batch.admitted:
-            if seq.state == PREFILLING:
-                self._prefilling.append(seq)
+        if not all_last:
+            self._prefilling += [seq for seq in batch.admitted if seq.state == PREFILLING]
 
     # --- short of blocks or budget ---
 
     def _schedule_one_by_one(self, batch: Batch, lone: bool) -> int:
         """Part 1 of the real schedule(): every running sequence in turn, preempting the latest where blocks lack."""
-        iteration = batch.iteration
-        self._write_back(iteration)
+        self._write_back(batch.iteration)
         budget = self._budget
         batch.decoding, batch.steady = [], False
+        batch.decodes = batch.sampled = batch.context_tokens = 0
         for seq in list(self.running):
             if budget <= 0:
                 break
-            if seq not in self.running:  # preempted by one before it
-                continue
+            if seq not in self.running:
+                continue  # preempted by one before it
             elsewhere = seq.state == ENDING or (seq.state == DECODING and seq.lane is not self)
             tokens = 0 if elsewhere else min(self._chunk_tokens(seq, lone), budget)
             if tokens <= 0:
@@ -221,10 +212,7 @@ class VllmScheduler:
         if seq.state == DECODING:
             assert batch.decoding is not None
             batch.decoding.append(seq)
-            batch.decodes += 1
-            batch.context_tokens += seq.known_tokens
-            if self.decodes.windows:
-                self._count_windows(batch, seq)
+            batch.add_decode(seq, self.decodes.windows)
             batch.sampled += 1
             seq.computed_tokens += 1
             if self.prefix_pool is not None:
@@ -234,12 +222,6 @@ class VllmScheduler:
                 batch.late = [*batch.late, seq]
         else:
             self._compute(batch, seq, seq.computed_tokens, tokens)
-
-    def _count_windows(self, batch: Batch, seq: Sequence) -> None:
-        lengths = [min(seq.known_tokens, window.window_tokens) for window in self.decodes.windows]
-        before = batch.window_tokens or (0,) * len(lengths)
-        batch.window_tokens = tuple(map(sum, zip(before, lengths, strict=True)))
-        batch.window_growth = (0,) * len(lengths)
 
     def _write_back(self, iteration: int) -> None:
         """Gives every decoding sequence its own length again."""
@@ -268,18 +250,21 @@ class VllmScheduler:
 
     def _admit(self, batch: Batch, budget: int, lone: bool) -> None:
         """Part 2 of the real schedule(): the head of the queue, as long as it fits (W1 to W6)."""
-        limits, pool, waiting, running = self.limits, self.pool, self.waiting, self.running
-        size, stepped_over = pool.block_size, []
+        limits, waiting, running, prefix_pool = self.limits, self.waiting, self.running, self.prefix_pool
+        stepped_over: list[Sequence] = []
+        cap = 0 if lone else limits.long_prefill_token_threshold
         while waiting and budget > 0 and len(running) < limits.max_num_seqs:
             seq = waiting[0]
-            received = seq.computed_tokens  # KV that another replica computed and sent here
-            hits = self.prefix_pool.lookup(seq) if self.prefix_pool is not None and not received else []
-            if self.prefix_pool is not None and not received and self._awaits(seq, hits):
-                continue
-            start = received or len(hits) * size
+            start = seq.computed_tokens  # KV that another replica computed and sent here
+            hits = NO_HITS
+            if prefix_pool is not None and not start:
+                hits = prefix_pool.lookup(seq)
+                if self._awaits(seq, hits):
+                    continue
+                start = len(hits) * self._block_size
             tokens = seq.known_tokens - start
-            if 0 < limits.long_prefill_token_threshold < tokens and not lone:
-                tokens = limits.long_prefill_token_threshold
+            if 0 < cap < tokens:
+                tokens = cap
             if tokens > budget:
                 if not limits.enable_chunked_prefill:
                     if not limits.oversized_prompts_stepped_over:
@@ -290,33 +275,40 @@ class VllmScheduler:
             short = self._blocks_short(seq, start + tokens, hits)
             if short > 0:
                 if not limits.preempts:
-                    batch.out_of_memory = (seq, short)
+                    batch.out_of_memory, batch.steady = (seq, short), False
                 break
             waiting.popleft()
             self._start(batch, seq, start, tokens, hits)
             budget -= tokens
-        waiting.extendleft(stepped_over)
+        if stepped_over:
+            waiting.extendleft(stepped_over)
 
-    def _awaits(self, seq: Sequence, hits: list[int]) -> bool:
+    def _awaits(self, seq: Sequence, hits: Items[int]) -> bool:
         """Whether the head of the queue left it to wait for KV from a slower memory, which plain schedulers do not have."""
         return False
 
-    def _blocks_short(self, seq: Sequence, tokens: int, hits: list[int]) -> int:
+    def _blocks_short(self, seq: Sequence, tokens: int, hits: Items[int]) -> int:
         """How many blocks lack for admission: for the whole known sequence if the gate is on (W3), for the chunk (W4)."""
-        limits, size = self.limits, self.pool.block_size
-        kept = self.limits.watermark_blocks if self.running else 0
-        dead = self.prefix_pool.dead(hits) if self.prefix_pool is not None and hits else 0
-        if limits.scheduler_reserve_full_isl:
-            tokens = max(tokens, min(seq.known_tokens, limits.max_model_len))
-        held = self.pool.held(seq) if seq.computed_tokens else 0
-        return -(-tokens // size) - len(hits) - held + dead + kept - self.pool.free
+        if self._gated and tokens < seq.known_tokens:
+            tokens = max(tokens, min(seq.known_tokens, self.limits.max_model_len))
+        pool = self.pool
+        short = -(-tokens // self._block_size) - pool.free
+        if self.running:
+            short += self._watermark
+        if hits:
+            assert self.prefix_pool is not None
+            short += self.prefix_pool.dead(hits) - len(hits)
+        if seq.computed_tokens:
+            short -= pool.held(seq)
+        return short
 
-    def _start(self, batch: Batch, seq: Sequence, start: int, tokens: int, hits: list[int]) -> None:
+    def _start(self, batch: Batch, seq: Sequence, start: int, tokens: int, hits: Items[int]) -> None:
         """Admits `seq` to the end of the running list (W6) and computes its first chunk."""
-        held = self.pool.held(seq) if seq.computed_tokens else 0
+        pool = self.pool
+        held = pool.held(seq) if seq.computed_tokens else 0
         if self.prefix_pool is not None and not held:
             self.prefix_pool.touch(seq, hits)
-        self.pool.take(seq, -(-(start + tokens) // self._block_size) - len(hits) - held)
+        pool.take(seq, -(-(start + tokens) // self._block_size) - len(hits) - held)
         seq.order = next(self._admission_counter)
         seq.state = PREFILLING
         seq.cached_tokens = len(hits) * self._block_size
@@ -332,15 +324,19 @@ class VllmScheduler:
     def update(self) -> Items[Sequence]:
         """Applies the outputs of an iteration: returns the finished sequences in order, their blocks and places free (E2)."""
         if self._async:
-            finished, self._ending = self._ending, ()
+            finished = self._ending
             if self.prefix_pool is not None:
                 self._register_returned(finished)
+            if not finished:
+                return finished
+            self._ending = ()
         else:
             finished = self.decodes.ended(self.iteration)
+        running = self.running
         for seq in finished:
-            if seq in self.running:
+            if seq in running:
                 self.pool.release(seq)
-                del self.running[seq]
+                del running[seq]
             else:  # preempted with its last token in flight (A3)
                 self.waiting.remove(seq)
             seq.state = FINISHED
@@ -383,17 +379,19 @@ class VllmScheduler:
         if self.prefix_pool is not None:
             return True
         budget = self._budget - self.decodes.count
-        tokens = min(seq.known_tokens, self.limits.long_prefill_token_threshold or seq.known_tokens)
+        tokens, cap = seq.known_tokens, self.limits.long_prefill_token_threshold
+        if 0 < cap < tokens:
+            tokens = cap
         if budget <= 0 or (not self.limits.enable_chunked_prefill and tokens > budget):
             return self.limits.oversized_prompts_stepped_over
-        return self._blocks_short(seq, min(budget, tokens), []) <= 0
+        return self._blocks_short(seq, tokens if tokens < budget else budget, NO_HITS) <= 0
 
     def advance(self, iterations: int) -> None:
         """Moves on by iterations that are like the one just scheduled."""
         decodes, start = self.decodes, self.iteration + 1
-        if self.pool.caching:
+        if self.prefix_pool is not None:
             for iteration in range(start, start + iterations):
-                self._take_decode_blocks(iteration)
+                decodes.take_blocks(self.prefix_pool, iteration, self._async)
         else:
             self.pool.free -= decodes.blocks_needed(start, iterations)
         self.iteration += iterations

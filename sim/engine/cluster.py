@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from heapq import heappop
 
 import numpy as np
-import simpy
-from simpy.events import Event, Timeout
+from simpy.core import Infinity
 
+from sim.engine.clock import Clock, collector_paused
 from sim.engine.recorder import CUT, REJECTED, Recorder
 from sim.engine.replica import KvOutOfMemory, ServingReplica
 from sim.engine.router import Router
@@ -36,46 +33,12 @@ class Outcome:
     timed_out: bool = False
 
 
-class CountingEnvironment(simpy.Environment):
-    """An environment that knows how many events it has scheduled (SimPy numbers them to break ties)."""
-
-    stopped = False
-    """Set by whoever has seen enough: `drain` returns."""
-
-    @property
-    def events(self) -> int:
-        return next(self._eid)
-
-    def drain(self) -> None:
-        """Runs until it is stopped or no event is left: `step()` again and again, without a call for each event."""
-        queue = self._queue
-        while queue and not self.stopped:
-            self._now, _, _, event = heappop(queue)
-            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
-            for callback in callbacks:
-                callback(event)
-            if not event._ok and not hasattr(event, "_defused"):
-                raise event._value
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No cyclic garbage collection meanwhile: a run makes millions of small objects and hardly any cycle."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 class Cluster:
     """Plays one workload on replicas that share a clock."""
 
     def __init__(
         self,
-        env: CountingEnvironment,
+        env: Clock,
         workload: Workload,
         recorder: Recorder,
         router: Router,
@@ -105,10 +68,11 @@ class Cluster:
         self._in_flight: dict[Sequence, ServingReplica] = {}
         self._homeless: list[Sequence] = []
         self._next = self._requests()
-        self._upcoming: tuple[int, float, int, int] | None = None
+        self._upcoming: tuple[int, float, int, int, float] | None = None
         self._at_once: deque[tuple[int, float, int, int]] = deque()
         """What is sent without any delay, while something is being sent."""
         self._sending = False
+        self._limited = False
 
     # --- the workload -----------------------------------------------------------------------------------------------------
 
@@ -126,34 +90,33 @@ class Cluster:
             thinks = zeros if load.think_time_s is None else load.think_time_s[rows].tolist()
             yield from zip(rows.tolist(), arrivals, prompts, outputs, thinks, strict=True)
 
-    def _sequence(self, row: int, arrival_s: float, prompt_tokens: int, output_tokens: int) -> Sequence:
-        content = None if self._content is None else self._content(row)
-        seq = Sequence(row, arrival_s, prompt_tokens, output_tokens, self._max_model_len, content)
-        if self._labelled:
-            load = self.workload
-            seq.session = -1 if load.session is None else int(load.session[row])
-            seq.tenant = 0 if load.tenant is None else int(load.tenant[row])
-            seq.priority = 0 if load.priority is None else int(load.priority[row])
-        return seq
-
     def _send(self, row: int, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
         """A request reaches the router now."""
-        if arrival_s > self.env.now:  # by rounding: the timer was set to a difference of times
-            arrival_s = self.env.now
-        seq = self._sequence(row, arrival_s, prompt_tokens, output_tokens)
+        seq = Sequence(row, arrival_s, prompt_tokens, output_tokens, self._max_model_len)
+        if self._content is not None:
+            seq.content = self._content(row)
+        if self._labelled:
+            self._label(seq)
         if prompt_tokens >= self._max_model_len:
             self.recorder.request(seq, -1, float("nan"), REJECTED, 0.0)
             self.over(seq, self.env.now)
-            return
-        self._hand_out(seq)
+        else:
+            self._hand_out(seq)
+
+    def _label(self, seq: Sequence) -> None:
+        """Conversation, tenant and class, where the workload has them."""
+        load, row = self.workload, seq.id
+        seq.session = -1 if load.session is None else int(load.session[row])
+        seq.tenant = 0 if load.tenant is None else int(load.tenant[row])
+        seq.priority = 0 if load.priority is None else int(load.priority[row])
 
     def _hand_out(self, seq: Sequence) -> None:
         """To the replica that the router chooses; where none is there, it waits for one."""
-        if not self.replicas:
+        replicas = self.replicas
+        if not replicas:
             self._homeless.append(seq)
             return
-        replica = self.router.choose(self.replicas, seq)
-        self._in_flight[seq] = replica
+        self._in_flight[seq] = replica = self.router.choose(replicas, seq)
         replica.submit(seq)
 
     # --- replicas that come and go ----------------------------------------------------------------------------------------
@@ -186,7 +149,7 @@ class Cluster:
     def over(self, seq: Sequence, now_s: float) -> None:
         """A request is over: the conversation goes on, or a user of a closed loop sends the next one."""
         self.finished = finished = self.finished + 1
-        if finished == self._total:  # timers that nobody waits for any more are left in the queue
+        if finished == self._total and not self._limited:  # timers that nobody waits for any more are left in the queue
             self.env.stopped = True
         replica = self._in_flight.pop(seq, None)
         if replica is not None:
@@ -230,7 +193,10 @@ class Cluster:
         arrival_s = self.env.now + delay_s
         if delay_s + self._entry_s > 0:
             timer = self.env.timeout(delay_s + self._entry_s)
-            timer.callbacks.append(lambda _: self._send(row, arrival_s, prompt_tokens, output_tokens))
+            # the sum of the times may be later than the timer, by rounding
+            timer.callbacks.append(
+                lambda _: self._send(row, min(arrival_s, self.env.now), prompt_tokens, output_tokens)
+            )
             return
         self._at_once.append((row, arrival_s, prompt_tokens, output_tokens))
         if self._sending:
@@ -240,21 +206,22 @@ class Cluster:
             self._send(*self._at_once.popleft())
         self._sending = False
 
-    def _open_loop(self, _: Event | None = None) -> None:
-        """Sends what is due now and waits for the next arrival."""
-        env = self.env
-        while True:
-            if self._upcoming is not None:
-                self._send(*self._upcoming)
-            request = next(self._next, None)
-            if request is None:
-                self._upcoming = None
-                return
-            self._upcoming = request[:4]
-            wait_s = request[1] + self._entry_s - env.now
-            if wait_s > 0:
-                Timeout(env, wait_s).callbacks.append(self._open_loop)
-                return
+    def _open_loop(self) -> None:
+        """The clock lets every request arrive when it is due."""
+        self.env.arrive = self._arrive
+        self._await()
+
+    def _await(self) -> None:
+        """The next request is due when it has passed the API."""
+        self._upcoming = request = next(self._next, None)
+        self.env.due_s = Infinity if request is None else request[1] + self._entry_s
+
+    def _arrive(self) -> None:
+        """The request that is due now reaches the router."""
+        assert self._upcoming is not None
+        row, arrival_s, prompt_tokens, output_tokens, _ = self._upcoming
+        self._await()
+        self._send(row, arrival_s, prompt_tokens, output_tokens)
 
     def _closed_loop(self) -> None:
         users = min(self.workload.concurrency or 1, len(self.workload))
@@ -267,18 +234,18 @@ class Cluster:
     def run(self, time_limit_s: float | None = None) -> Outcome:
         """Plays the workload to its end, to the time limit, or to the first failed allocation."""
         env = self.env
+        self._limited = time_limit_s is not None
         if self.workload.arrival_s is None:
             self._closed_loop()
         else:
             self._open_loop()
         outcome = Outcome(0.0, 0)
+        if time_limit_s is not None:
+            env.stop_at(time_limit_s)
         try:
-            if time_limit_s is None:
-                with collector_paused():
-                    env.drain()
-            else:
-                env.run(until=time_limit_s)
-                outcome.timed_out = self.finished < len(self.workload)
+            with collector_paused():
+                env.drain()
+            outcome.timed_out = self._limited and self.finished < self._total
         except KvOutOfMemory as error:
             outcome.out_of_memory = error
         except ClockStuck as error:
@@ -313,6 +280,6 @@ class Cluster:
         if self.workload.arrival_s is None:
             return  # a closed loop sends a request when the one before is answered, so the others were never due
         upcoming = [] if self._upcoming is None else [self._upcoming]
-        for row, arrival_s, prompt_tokens, output_tokens in (*upcoming, *(request[:4] for request in self._next)):
+        for row, arrival_s, prompt_tokens, output_tokens, _ in (*upcoming, *self._next):
             seq = Sequence(row, arrival_s, prompt_tokens, output_tokens, self._max_model_len)
             self.recorder.request(seq, -1, float("nan"), CUT, 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from heapq import heappop, heappush
 
+from sim.engine.kv_cache import PrefixPool
 from sim.engine.sequence import DECODING, ENDING, Sequence
 
 
@@ -120,7 +121,7 @@ class DecodeSet:
                 seq.state = ENDING
                 done.append(seq)
         if len(done) > 1:
-            done.sort(key=_order)
+            done.sort(key=running_order)
         return done
 
     def next_end(self) -> int:
@@ -131,6 +132,22 @@ class DecodeSet:
             if seq.last_iteration == last and seq.order == order and seq.state == DECODING:
                 return last
             heappop(heap)
+
+    def take_blocks(self, pool: PrefixPool, iteration: int, asynchronous: bool) -> None:
+        """New blocks for those that start one, and keys for those that fill one, in running order.
+
+        A4: asynchronously a block filled by a sampled token is known one iteration later, just when the next one is taken.
+        """
+        members, size, late = self.members, self.block_size, int(asynchronous)
+        assert members is not None
+        starting, filling = members[iteration % size], members[(iteration + 1 - late) % size]
+        if not starting and not filling:
+            return
+        for seq in sorted(starting | filling, key=running_order):
+            if seq in starting:
+                pool.take(seq, 1)
+            if seq in filling:
+                pool.register(seq, iteration + seq.offset - late)
 
     def blocks_needed(self, start: int, iterations: int) -> int:
         """New blocks that iterations start .. start + iterations - 1 take."""
@@ -171,5 +188,6 @@ class DecodeSet:
         self.ends = []
 
 
-def _order(seq: Sequence) -> int:
+def running_order(seq: Sequence) -> int:
+    """Key to sort by: the place in the running list."""
     return seq.order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Protocol
 
 from sim.engine.batch import Batch
@@ -20,10 +21,13 @@ def span_s(first_s: float, growth_s: float, iterations: int) -> float:
 
 def in_progress(first_s: float, growth_s: float, elapsed_s: float, planned: int) -> int:
     """Which iteration (1 .. planned) is under way `elapsed_s` after the start; one that ends just then counts as it."""
-    a, g = first_s - growth_s / 2, growth_s / 2
-    root = (a * a + 4 * g * elapsed_s) ** 0.5
-    guess = int(2 * elapsed_s / (a + root)) if a + root > 0 else 1
-    number = min(max(guess, 1), planned)
+    a = first_s - growth_s / 2
+    divisor = a + sqrt(a * a + 2 * growth_s * elapsed_s)
+    number = int(2 * elapsed_s / divisor) if divisor > 0 else 1
+    if number < 1:
+        number = 1
+    elif number > planned:
+        number = planned
     while number < planned and span_s(first_s, growth_s, number) < elapsed_s:
         number += 1
     while number > 1 and span_s(first_s, growth_s, number - 1) >= elapsed_s:

@@ -6,6 +6,7 @@ The rules (free-list order, eviction at reuse, no deduplication) are those of vL
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence as Items
 
 from sim.engine.sequence import Sequence
 
@@ -30,7 +31,7 @@ class BlockPool:
 
     def release(self, seq: Sequence) -> None:
         """Frees all blocks of `seq`; this operation modifies the pool."""
-        self.free += self.held(seq)
+        self.free += -(-seq.computed_tokens // self.block_size)
 
 
 class PrefixPool(BlockPool):
@@ -65,12 +66,12 @@ class PrefixPool(BlockPool):
             hits.append(block_of[key])
         return hits
 
-    def dead(self, hits: list[int]) -> int:
+    def dead(self, hits: Items[int]) -> int:
         """How many of `hits` nobody holds: they stand in the free list and would leave it; does not modify the pool."""
         references = self._references
         return sum(1 for block in hits if not references[block])
 
-    def touch(self, seq: Sequence, hits: list[int]) -> None:
+    def touch(self, seq: Sequence, hits: Items[int]) -> None:
         """Gives `seq` the cached blocks `hits`; modifies the pool."""
         references, queue = self._references, self._queue
         for block in hits:

@@ -75,7 +75,9 @@ class LockStepPricing:
         cost = self._costs[rank]
         if batch is None:
             return cost.token_s[rows]
-        return self._ranks[rank].kernels_s(batch) + (cost.token_s[rows] - cost.token_s[batch.decodes + batch.chunk_tokens])
+        return self._ranks[rank].kernels_s(batch) + (
+            cost.token_s[rows] - cost.token_s[batch.decodes + batch.chunk_tokens]
+        )
 
     def _halves_s(self, rank: int, batch: Batch | None, own_s: float, rows: int, group: int, widest: int) -> float:
         cost = self._costs[rank]

@@ -187,10 +187,9 @@ class PipelineReplica:
         recorder, scheduler = self._recorder, lane.scheduler
         step = recorder.num_steps
         pool = scheduler.pool
-        for chunk in batch.chunks:
-            seq = chunk.seq
-            recorder.chunks.append((step, seq.id, chunk.start, chunk.tokens))
-            if chunk.last:
+        for start, tokens, seq, last in batch.chunks:
+            recorder.chunks.append((step, seq.id, start, tokens))
+            if last:
                 if seq.first_token_s != seq.first_token_s:
                     seq.first_token_s = now_s
                 elif seq.gap_since_s == seq.gap_since_s:

@@ -28,23 +28,24 @@ class StagePricing:
 
     def pace(self, batch: Batch) -> Pace:
         """Duration of the iteration of `batch`: GPU and host one after the other, or the longer of both (asynchronous)."""
-        cost, decodes = self.cost, batch.decodes
+        cost, decodes, growth_s = self.cost, batch.decodes, 0.0
+        requests = decodes
         if batch.chunks:
-            gpu_s, growth_s = self.kernels_s(batch), 0.0
-            host_s = cost.host_s[decodes + len(batch.chunks)]
+            gpu_s = self.kernels_s(batch)
+            requests += len(batch.chunks)
             least_s = cost.mixed_launch_s[decodes + batch.chunk_tokens]
         else:
             slope_s = cost.full_slope_s[decodes]
             gpu_s = self._decode_s[decodes] + slope_s * batch.context_tokens
             growth_s = slope_s * decodes
-            if batch.window_tokens:
+            if self.windows:
                 for slopes, tokens, below in zip(
                     cost.window_slopes_s, batch.window_tokens, batch.window_growth, strict=True
                 ):
                     gpu_s += slopes[decodes] * tokens
                     growth_s += slopes[decodes] * below
-            host_s = cost.host_s[decodes]
             least_s = cost.decode_launch_s[decodes]
+        host_s = cost.host_s[requests]
         if self._async:
             least_s, host_s = least_s + host_s, 0.0
         if gpu_s >= least_s:
@@ -68,11 +69,12 @@ class StagePricing:
         cost, decodes = self.cost, batch.decodes
         total_s = cost.token_s[decodes + batch.chunk_tokens] + cost.sampled_s[batch.sampled]
         if batch.chunks:
-            total_s += cost.chunks_s([(chunk.start, chunk.tokens) for chunk in batch.chunks])
+            total_s += cost.chunks_s(batch.chunks)
         if decodes:
             total_s += cost.decode_fixed_s[decodes] + cost.full_slope_s[decodes] * batch.context_tokens
-            for slopes, tokens in zip(cost.window_slopes_s, batch.window_tokens, strict=True):
-                total_s += slopes[decodes] * tokens
+            if self.windows:
+                for slopes, tokens in zip(cost.window_slopes_s, batch.window_tokens, strict=True):
+                    total_s += slopes[decodes] * tokens
         return total_s
 
     def phases(self, batch: Batch) -> tuple[list[Phase], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,6 @@ EVENT_COLUMNS = ("step", "count")
 LOCK_STEP_COLUMNS = ("step", "rows", "group_rows", "widest_rows", "overlapped")
 GAP_COLUMNS = ("request", "replica", "start_s", "end_s")
 FETCH_COLUMNS = (*GAP_COLUMNS, "tokens")
-PACK_REQUESTS = 4096
-"""Requests after which the rows recorded meanwhile are packed."""
 REAL_COLUMNS = frozenset(
     {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"}
 )
@@ -36,35 +35,34 @@ Columns = dict[str, NDArray[Any]]
 
 
 class Table:
-    """Rows of numbers: tuples while they are few, blocks of 8-byte floats once they are packed."""
+    """Rows of numbers, kept as packed 8-byte floats."""
 
-    __slots__ = ("_blocks", "_finished", "_rows", "append", "columns")
+    __slots__ = ("_bytes", "_finished", "columns", "pack", "write")
 
     def __init__(self, columns: tuple[str, ...]) -> None:
         self.columns = columns
-        self._rows: list[tuple[float, ...]] = []
-        self._blocks: list[NDArray[np.float64]] = []
+        self._bytes = bytearray()
         self._finished: Columns | None = None
-        self.append: Callable[[tuple[float, ...]], None] = self._rows.append
-        """Adds one row, in the order of `columns`."""
+        self.pack: Callable[..., bytes] = Struct(f"{len(columns)}d").pack
+        """The values of one row, in the order of `columns`, as `write` takes them."""
+        self.write: Callable[[bytes], None] = self._bytes.extend
+        """Adds a packed row: the hot path packs and writes, everybody else appends."""
 
-    def pack(self) -> None:
-        """Turns the rows appended since into a block."""
-        if self._rows:
-            self._blocks.append(np.array(self._rows, dtype=np.float64))
-            self._rows.clear()
+    def append(self, row: tuple[float, ...]) -> None:
+        """Adds one row, in the order of `columns`."""
+        self._bytes += self.pack(*row)
 
     def to_columns(self) -> Columns:
         """The finished table as one array a column; whole numbers become int64. The rows are let go."""
         if self._finished is None:
-            self.pack()
-            self._finished = {name: self._column(i, name in REAL_COLUMNS) for i, name in enumerate(self.columns)}
-            self._blocks.clear()
+            rows = np.frombuffer(self._bytes, dtype=np.float64).reshape(-1, len(self.columns))
+            self._finished = {
+                name: rows[:, i].astype(np.float64 if name in REAL_COLUMNS else np.int64)
+                for i, name in enumerate(self.columns)
+            }
+            del rows
+            self._bytes.clear()
         return self._finished
-
-    def _column(self, place: int, real: bool) -> NDArray[Any]:
-        parts = [block[:, place] for block in self._blocks] or [np.empty(0)]
-        return np.concatenate(parts, dtype=np.float64 if real else np.int64, casting="unsafe")
 
 
 def window_columns(windows: tuple[int, ...]) -> tuple[str, ...]:
@@ -100,17 +98,14 @@ class Recorder:
         """Of ranks in lock-step: rows a step ran, its own, of all ranks, of the widest; whether as two half batches."""
         self.num_steps = 0
         self.preemptions = 0
-        self._over = 0
+        self._pack, self._write = self.requests.pack, self.requests.write
 
     def request(self, seq: Sequence, replica: int, finish_s: float, status: int, exit_s: float) -> None:
         """One request that is over; `exit_s` passes between a sampled token and the client that reads it."""
-        self._over += 1
-        if not self._over % PACK_REQUESTS:
-            for table in (self.requests, self.steps, self.chunks):
-                table.pack()
-        self.requests.append((
-            seq.id, replica, seq.arrival_s, seq.scheduled_s, seq.first_token_s + exit_s, finish_s + exit_s, seq.prompt_tokens,
-            seq.output_tokens, seq.generated_tokens, seq.cached_tokens, seq.preemptions, status,
+        prompt_tokens = seq.prompt_tokens
+        self._write(self._pack(
+            seq.id, replica, seq.arrival_s, seq.scheduled_s, seq.first_token_s + exit_s, finish_s + exit_s, prompt_tokens,
+            seq.output_tokens, seq.known_tokens - prompt_tokens, seq.cached_tokens, seq.preemptions, status,
         ))  # fmt: skip
 
     def request_columns(self) -> Columns:

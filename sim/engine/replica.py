@@ -7,6 +7,7 @@ simply not the one it waits for any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from heapq import heappush
 from typing import Protocol
 
 import simpy
@@ -59,12 +60,14 @@ class ServingReplica(Protocol):
 class Boundary(Event):
     """The end of an iteration: a timeout that comes after everything else of its instant."""
 
+    _ok = True
+    _value = None
+
     def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Event], None]) -> None:
         self.env = env
         self.callbacks = [callback]
-        self._ok = True
-        self._value = None
-        env.schedule(self, BOUNDARY_PRIORITY, delay_s)  # type: ignore[arg-type]  # SimPy compares numbers
+        # as env.schedule() does, without the call
+        heappush(env._queue, (env._now + delay_s, BOUNDARY_PRIORITY, next(env._eid), self))  # type: ignore[misc]  # a number
 
 
 class Replica:
@@ -114,7 +117,7 @@ class Replica:
         self._first_s = self._growth_s = 0.0
         self._start_s = 0.0
         self._planned = 1
-        self._record_step = recorder.steps.append
+        self._pack_step, self._write_step = recorder.steps.pack, recorder.steps.write
         self._no_windows = (0, 0) * len(cost.windows)
         self._fruitless = 0
 
@@ -252,7 +255,7 @@ class Replica:
             return
         self._due = None
         self._at_boundary = True
-        now_s = self.env.now
+        now_s = self.env._now  # `now` is a property, and this the most frequent event
         if self._batch is not None:
             self._close_segment(self._batch, now_s)
         batch = self._decide(now_s)
@@ -264,7 +267,7 @@ class Replica:
 
     def _decide(self, now_s: float) -> Batch:
         """The next batch that computes anything; an iteration without work takes no time."""
-        scheduler = self.scheduler
+        scheduler, progressed = self.scheduler, False
         while True:
             if self._async:
                 batch = scheduler.schedule()
@@ -277,17 +280,16 @@ class Replica:
             else:
                 self._finish(now_s)
                 batch = scheduler.schedule()
-                progressed = False
-            if batch.admitted or not batch.steady or batch.out_of_memory:
+            if batch.admitted or not batch.steady:
                 self._note(batch, now_s)
-            if batch.sampled or batch.chunks:
-                return batch
-            if not ((progressed or batch.preempted) and scheduler.has_work):
+            if batch.sampled or batch.chunks or not ((progressed or batch.preempted) and scheduler.has_work):
                 return batch
 
     def _finish(self, now_s: float) -> bool:
         """Requests whose last token is there are over; True if there are any."""
         finished = self.scheduler.update()
+        if not finished:
+            return False
         for seq in finished:
             self.outstanding -= 1
             if self.hand_over is not None and seq.generated_tokens < seq.output_tokens:
@@ -295,13 +297,15 @@ class Replica:
                 continue
             self._recorder.request(seq, self.index, now_s, FINISHED, self._exit_s)
             self._on_finish(seq, now_s)
-        return bool(finished)
+        return True
 
     def _note(self, batch: Batch, now_s: float) -> None:
         """Times that follow from admissions, preemptions and starvation; raises where memory ran out."""
         for seq in batch.admitted:
             if seq.scheduled_s != seq.scheduled_s:
                 seq.scheduled_s = now_s
+        if batch.steady:
+            return
         if batch.out_of_memory is not None:
             raise KvOutOfMemory(now_s, self.index, *batch.out_of_memory)
         for seq in (*batch.preempted, *batch.starved):
@@ -320,19 +324,20 @@ class Replica:
 
     def _open_segment(self, batch: Batch, now_s: float) -> None:
         """Iterations alike begin: as many as stay alike if nothing arrives, or one."""
-        scheduler = self.scheduler
         self._batch, self._start_s, self._planned = batch, now_s, 1
         if self._fluid is not None and (self._layered or self._disturbances):
             self.env.process(self._layers(batch))
             return
         first_s, growth_s, alike = self._cost.pace(batch)
         self._first_s, self._growth_s = first_s, growth_s
-        if self._leaps and not batch.chunks and batch.steady:
-            planned = scheduler.horizon()
-            self._planned = planned = alike if alike < planned else planned
-            self._wait(planned * first_s + growth_s * (planned * (planned - 1) / 2))
-        else:
+        if batch.chunks or not (self._leaps and batch.steady):
             self._wait(first_s)
+            return
+        planned = self.scheduler.horizon()
+        if alike < planned:
+            planned = alike
+        self._planned = planned
+        self._wait(planned * first_s + growth_s * (planned * (planned - 1) / 2))
 
     def _layers(self, batch: Batch) -> Generator[Event, None, None]:
         """Runs one iteration kernel group by kernel group."""
@@ -350,11 +355,14 @@ class Replica:
 
     def _close_segment(self, batch: Batch, now_s: float) -> None:
         """The iterations of the segment are over: their tokens are there."""
-        planned, recorder, scheduler, pool = self._planned, self._recorder, self.scheduler, self.scheduler.pool
+        planned, recorder, scheduler = self._planned, self._recorder, self.scheduler
         if self._observer is not None:
             self._observer(scheduler, batch, planned)
-        windows = (*batch.window_tokens, *batch.window_growth) if batch.window_tokens else self._no_windows
-        self._record_step((
+        pool, windows = scheduler.pool, self._no_windows
+        if windows and batch.window_tokens:
+            windows = (*batch.window_tokens, *batch.window_growth)
+        write, pack = self._write_step, self._pack_step
+        write(pack(
             self.index, self._start_s, planned, self._first_s, self._growth_s, batch.decodes, batch.context_tokens,
             batch.sampled, len(scheduler.running), len(scheduler.waiting), pool.usable_blocks - pool.free, *windows,
         ))  # fmt: skip
@@ -376,11 +384,10 @@ class Replica:
             self._irregular(seq, now_s)
 
     def _close_chunks(self, batch: Batch, now_s: float) -> None:
-        recorder = self._recorder
-        for chunk in batch.chunks:
-            seq = chunk.seq
-            recorder.chunks.append((recorder.num_steps, seq.id, chunk.start, chunk.tokens))
-            if chunk.last:
+        chunks, step = self._recorder.chunks, self._recorder.num_steps
+        for start, tokens, seq, last in batch.chunks:
+            chunks.write(chunks.pack(step, seq.id, start, tokens))
+            if last:
                 if seq.first_token_s != seq.first_token_s:
                     seq.first_token_s = now_s
                 elif seq.gap_since_s == seq.gap_since_s:

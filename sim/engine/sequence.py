@@ -58,7 +58,8 @@ class Sequence:
         self.arrival_s = arrival_s
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
-        self.limit_tokens = min(prompt_tokens + output_tokens, max_model_len)
+        whole_tokens = prompt_tokens + output_tokens
+        self.limit_tokens = whole_tokens if whole_tokens < max_model_len else max_model_len
         """It ends when it knows this many tokens."""
         self.known_tokens = prompt_tokens
         self.computed_tokens = 0

@@ -59,9 +59,11 @@ class HeldBlocks(BlockPool):
 class SpeculativeBatch(Batch):
     """A batch whose decodes verify several tokens each."""
 
-    extra_tokens = 0
-    """Tokens that decoding sequences get beyond one each."""
-    steady = False
+    def __init__(self, iteration: int) -> None:
+        super().__init__(iteration)
+        self.steady = False
+        self.extra_tokens = 0
+        """Tokens that decoding sequences get beyond one each."""
 
 
 class SpeculativeScheduler(VllmScheduler):
@@ -85,10 +87,10 @@ class SpeculativeScheduler(VllmScheduler):
         batch.starved = [seq for seq in self.running if seq.state == DECODING and seq not in self.advanced]
         if self.waiting and budget > 0 and not batch.preempted and batch.out_of_memory is None:
             self._admit(batch, budget, lone)
-        for chunk in batch.chunks:
-            if chunk.last:
-                chunk.seq.state = DECODING
-                self._advance(chunk.seq, 1)
+        for _, _, seq, last in batch.chunks:
+            if last:
+                seq.state = DECODING
+                self._advance(seq, 1)
         return batch
 
     def _serve_running(self, batch: SpeculativeBatch, lone: bool) -> int:
@@ -115,10 +117,7 @@ class SpeculativeScheduler(VllmScheduler):
 
     def _verify(self, batch: SpeculativeBatch, seq: Sequence) -> None:
         tokens = min(self._acceptance.draw(), seq.limit_tokens - seq.known_tokens)
-        batch.decodes += 1
-        batch.context_tokens += seq.known_tokens
-        if self.decodes.windows:
-            self._count_windows(batch, seq)
+        batch.add_decode(seq, self.decodes.windows)
         batch.sampled += tokens
         batch.extra_tokens += tokens - 1
         seq.computed_tokens += tokens
@@ -166,7 +165,7 @@ class SpeculativePricing(StagePricing):
         assert isinstance(batch, SpeculativeBatch)
         cost, decodes, verified = self._speculative, batch.decodes, self._speculative.verified * batch.decodes
         ends = batch.sampled - decodes - batch.extra_tokens
-        chunks = [(chunk.start, chunk.tokens) for chunk in batch.chunks]
+        chunks = batch.chunks
         total_s = cost.token_s[verified + batch.chunk_tokens] + cost.sampled_s[verified + ends]
         if chunks:
             total_s += cost.chunks_s(chunks)

@@ -94,13 +94,15 @@ class Walls:
         decode_only = self._causes(cost, steps, steps["decodes"], steps["decodes"], None)
         causes = decode_only.copy()
         if mixed.any():
-            tokens = steps["decodes"] + steps["prefill_tokens"]
-            chunks = self._chunk_causes(cost, rows)
-            causes[:, mixed] = self._causes(cost, steps, tokens, steps["sampled"], chunks)[:, mixed]
+            some = {name: column[mixed] for name, column in steps.items()}
+            chunks = self._chunk_causes(cost, rows[mixed])
+            causes[:, mixed] = self._causes(
+                cost, some, some["decodes"] + some["prefill_tokens"], some["sampled"], chunks
+            )
         if isinstance(cost, LockStepCost):
             causes[INDEX["lock_step"]] += durations - causes.sum(axis=0)
-        sharing = np.isin(steps["replica"] // self._lanes, list(self._sharing))
-        if sharing.any() and not isinstance(cost, PipelineCost):
+        if self._sharing and not isinstance(cost, PipelineCost):
+            sharing = np.isin(steps["replica"] // self._lanes, list(self._sharing))
             causes[INDEX["shared_links"]] += np.where(sharing, durations - causes.sum(axis=0), 0.0)
         if isinstance(cost, PipelineCost):  # what is left of a passage is waiting for stages and for the host
             causes[INDEX["pipeline_bubble"]] += durations - causes.sum(axis=0)
@@ -129,9 +131,11 @@ class Walls:
     ) -> Causes:
         """Causes of these steps, had each computed `tokens` tokens of which `sampled` are sampled."""
         k, decodes = steps["iterations"].astype(float), steps["decodes"]
-        head = cost.sampled_causes[:, sampled]
+        head = cost.sampled_causes.take(sampled, axis=1)
         rows = _group_rows(steps, tokens) if isinstance(cost, LockStepCost) else None
-        total: Causes = (cost.token_causes[:, tokens if rows is None else rows.own] + head) * k
+        total: Causes = cost.token_causes.take(tokens if rows is None else rows.own, axis=1)
+        total += head
+        total *= k
         total[INDEX["kernel_fixed"]] += cost.decode_fixed[decodes] * k
         for slope in cost.decode_slopes:
             context = _context_tokens(steps, slope.window_tokens)

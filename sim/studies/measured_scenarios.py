@@ -230,4 +230,3 @@ def _lognormal(input_mean: int, output_mean: int) -> dict[str, Any]:
     input_cv, output_cv = SHAREGPT_CV
     means = {"input_mean": input_mean, "output_mean": output_mean}
     return {"kind": "lognormal", **means, "input_cv": input_cv, "output_cv": output_cv, "max_tokens": 2048}
-

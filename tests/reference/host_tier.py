@@ -261,13 +261,13 @@ class Production:
         if self.iteration:
             self.env.run(until=self.iteration)
         batch = self.scheduler.schedule()
-        chunked = {chunk.seq for chunk in batch.chunks}
+        chunked = {seq for _, _, seq, _ in batch.chunks}
         decoding = batch.decoding
         if decoding is None:
             decoding = [seq for seq in self.scheduler.running if seq.state == 2 and seq not in chunked]
         it = Iteration(
             admitted=[(s.id, s.cached_tokens, "res" if s.preemptions else "new") for s in batch.admitted],
-            chunks=[(chunk.seq.id, chunk.start, chunk.tokens) for chunk in batch.chunks],
+            chunks=[(seq.id, start, tokens) for start, tokens, seq, _ in batch.chunks],
             decodes=[seq.id for seq in decoding],
             preempted=[seq.id for seq in batch.preempted],
             running=len(self.scheduler.running),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 
 from sim.cost.step import StepCost
 from sim.engine.batch import Batch, SchedulerLimits
@@ -68,7 +69,7 @@ class HostTier(VllmScheduler):
             super().advance(1)
         self.host.now_s = None
 
-    def _awaits(self, seq: Sequence, hits: list[int]) -> bool:
+    def _awaits(self, seq: Sequence, hits: Items[int]) -> bool:
         size = self._block_size
         most = (seq.known_tokens - 1) // size
         if seq.content is None or len(hits) >= most:
@@ -86,7 +87,7 @@ class HostTier(VllmScheduler):
     def _saved_s(self, start: int, end: int, known: int) -> float:
         return self.prefill_s(start, known) - self.prefill_s(end, known)
 
-    def _send_for(self, seq: Sequence, hits: list[int], keys: list[int]) -> None:
+    def _send_for(self, seq: Sequence, hits: Items[int], keys: list[int]) -> None:
         """Reserves blocks for `keys`, which follow `hits`, and has them fetched."""
         sent_s, tokens = self.host.env.now, len(keys) * self._block_size
         self.waiting.popleft()
@@ -104,7 +105,7 @@ class HostTier(VllmScheduler):
         self._tiered.take(seq, len(keys))
         self._sent_for[seq] = len(hits) * self._block_size, keys
 
-    def _start(self, batch: Batch, seq: Sequence, start: int, tokens: int, hits: list[int]) -> None:
+    def _start(self, batch: Batch, seq: Sequence, start: int, tokens: int, hits: Items[int]) -> None:
         super()._start(batch, seq, start, tokens, hits)
         found = self._sent_for.pop(seq, None)
         if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from sim.engine.batch import SchedulerLimits
@@ -26,7 +27,7 @@ class Orca(VllmScheduler):
         self.decodes = ReservedDecodes(pool.block_size, windows)
         self._reserving = reserving
 
-    def _blocks_short(self, seq: Sequence, tokens: int, hits: list[int]) -> int:
+    def _blocks_short(self, seq: Sequence, tokens: int, hits: Items[int]) -> int:
         return self._reserving.reservation(seq) - self._reserving.free
 
 

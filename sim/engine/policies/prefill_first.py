@@ -66,9 +66,10 @@ class PrefillFirst(VllmScheduler):
 
     def _decode(self) -> Batch:
         """An iteration with one token for every decoding sequence."""
-        self.iteration += 1
-        batch, decodes = Batch(self.iteration), self.decodes
-        needed = decodes.block_phase[self.iteration % self._block_size]
+        self.iteration = iteration = self.iteration + 1
+        decodes = self.decodes
+        batch = Batch(iteration, decodes.count, decodes.count * iteration + decodes.offset_sum)
+        needed = decodes.block_phase[iteration % self._block_size]
         self._schedule_together(batch, self._budget - decodes.count, needed, lone=False)
         if self._stalled and batch.steady:
             batch.late, batch.steady = self._stalled, False
