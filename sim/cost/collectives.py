@@ -26,9 +26,10 @@ from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS, LINK_KINDS, PCIE_KINDS, CalibrationSpec
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-SOFTWARE = ("custom", "nccl", "eager", "ideal")
-"""custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; eager: the same without CUDA graphs;
-ideal: free."""
+SOFTWARE = ("custom", "nccl", "eager", "torch", "ideal")
+"""custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; eager: the same without CUDA graphs; nccl: NCCL, one
+call behind another as nccl-tests does; torch: NCCL through torch.distributed, launched one by one; ideal: free."""
+_OWN_KERNELS = ("custom", "eager")
 # NCCL takes NVLS from five GPUs on (measured in Stas Bekman's ML Engineering book: ring at 4 GPUs, NVLS from 5)
 _NVLS_FROM_GPUS = 5
 
@@ -207,6 +208,8 @@ class Communicator:
             if op == "all_reduce":
                 bandwidth = bandwidth + sizes / (EAGER_COPY * self._own_bandwidth())
             latency = np.maximum(latency, self._constants[self.kind].eager_floor_s - bandwidth)
+        if self.software == "torch" and op != "send_recv":  # a sender's kernel leaves the message in the buffer and ends
+            latency = np.maximum(latency, self._constants[self.kind].torch_floor_s - bandwidth)
         latency = np.where(sizes > 0, latency, 0.0)
         return chosen, latency, bandwidth
 
@@ -256,7 +259,7 @@ class Communicator:
             builders.append(lambda: algorithms.tree(group, op))
         if op == "all_reduce":
             builders += self._reducing()
-            if self.software != "nccl":
+            if self.software in _OWN_KERNELS:
                 builders += self._custom()
         return builders
 

@@ -116,5 +116,6 @@ def _slower(constants: LinkConstants, factor: float) -> LinkConstants:
         peer_launch_s=constants.peer_launch_s * factor,
         custom_launch_s=constants.custom_launch_s * factor,
         eager_floor_s=constants.eager_floor_s * factor,
+        torch_floor_s=constants.torch_floor_s * factor,
         methods=methods,
     )

@@ -12,6 +12,7 @@ from sim.errors import InputError
 from sim.hardware.gpu import load_gpu
 from sim.hardware.placement import place
 from sim.hardware.topology import load_topology
+from sim.hardware.topology_language import CalibrationSpec
 from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_rows import MeasuredRow, tokens
 from sim.studies.measured_scenarios import cluster_of, precision_of
@@ -47,11 +48,31 @@ def kernel_prediction(row: MeasuredRow) -> float:
 # --- collectives ------------------------------------------------------------------------------------------------------
 
 
+UNSTATED_FABRIC = {
+    "infiniband": CalibrationSpec(
+        start="0 us",
+        step_overhead="12.32 us",
+        efficiency=0.306,
+        source="send/recv rows of Vidur's two A100 nodes, whose fabric is not stated (calibrate collectives)",
+    )
+}
+"""What joins the two DGX A100 of Vidur's tables, as their own send/recv shows it: 7.8 GB/s where a rail would give 25."""
+
+
 @lru_cache(maxsize=64)
-def _communicator(topology: str, gpu: str, nodes: int, ranks: int, software: str) -> Communicator:
+def _communicator(topology: str, gpu: str, nodes: int, ranks: int, software: str, stated: bool) -> Communicator:
     cluster = load_topology(topology, {"nodes": nodes}, gpu)
+    if not stated:
+        cluster.calibration = UNSTATED_FABRIC
     placed = place(cluster, ranks, 1, 1, "spread" if nodes > 1 else "pack")[0][0]
     return Communicator(cluster, placed, software)
+
+
+def software_of(engine: str) -> str:
+    """The software path of a measured collective, from what its row says ran."""
+    words = engine.lower()
+    paths = (("eager", "eager"), ("custom", "custom"), ("trtllm", "custom"), ("torch.distributed", "torch"))
+    return next((path for word, path in paths if word in words), "nccl")
 
 
 def _collective(row: MeasuredRow) -> float:
@@ -63,12 +84,12 @@ def _collective(row: MeasuredRow) -> float:
         raise InputError("batch_or_concurrency_or_rate", f"got '{row.load}'", "the size of the message is not stated")
     element_bytes = 1.0 if "int8" in row.precision else 2.0
     size = message_bytes(*load.message, element_bytes)
-    words = row.engine.lower()
-    software = "eager" if "eager" in words else "custom" if "custom" in words or "trtllm" in words else "nccl"
+    software = software_of(row.engine)
     cluster = cluster_of(row)
     ranks = row.gpus if row.gpus > 1 else int(row.tensor or 1)
     nodes = int(cluster.get("nodes", 1))
-    group = _communicator(cluster["topology"], cluster["gpu"], nodes, ranks, software)
+    stated = nodes == 1 or cluster["topology"] != "dgx-a100" or "fabric not stated" not in row.conditions
+    group = _communicator(cluster["topology"], cluster["gpu"], nodes, ranks, software, stated)
     time = group.time(COLLECTIVES[name], size)
     return time.bus_bandwidth_bytes_per_s if "busbw" in row.metric else time.time_s
 

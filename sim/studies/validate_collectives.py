@@ -15,6 +15,7 @@ from sim.errors import InputError
 from sim.hardware.topology import Topology, load_topology
 from sim.hardware.topology_language import CalibrationSpec
 from sim.studies.calibrate_collectives import calibrate
+from sim.studies.kernel_rows import software_of
 
 SYSTEMS: Mapping[str, str] = {
     "a100_sxm": "dgx-a100",
@@ -120,7 +121,7 @@ def published_rows(measured: Path) -> list[CollectiveRow]:
         members = [f"n{node}.g{i}" for node in range(nodes) for i in range(each)]
         system = record["gpu"] + (" calibrated" if calibrate_it else "")
         source = "-".join(record["id"].split("-")[:2])
-        rows.append(machines[name, nodes].row(source, system, op, "nccl", members, size, measured_s))
+        rows.append(machines[name, nodes].row(source, system, op, software_of(record["engine+version"]), members, size, measured_s))
     return rows
 
 
