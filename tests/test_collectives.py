@@ -462,7 +462,10 @@ def test_torch_distributed_waits_for_its_host_but_a_sender_does_not() -> None:
     for ranks in (2, 8):
         torch = Communicator(node, node.gpus[:ranks], "torch")
         assert torch.time("all_reduce", 2048).time_s == pytest.approx(40e-6)
-        assert torch.time("all_reduce", 256 * MIB).time_s == nccl(node, node.gpus[:ranks]).time("all_reduce", 256 * MIB).time_s
+        assert (
+            torch.time("all_reduce", 256 * MIB).time_s
+            == nccl(node, node.gpus[:ranks]).time("all_reduce", 256 * MIB).time_s
+        )
         assert torch.time("send_recv", 2048).time_s == nccl(node, node.gpus[:ranks]).time("send_recv", 2048).time_s
 
 

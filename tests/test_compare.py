@@ -98,6 +98,30 @@ def test_the_parts_are_the_difference_to_the_twin(case: str) -> None:
     assert found.decode.parts_ms["sharing"] >= 0
 
 
+TWINNED = {**CASES, **{path.stem: Scenario.load(path) for path in sorted(SHIPPED.glob("*.yaml"))}}
+
+
+@pytest.mark.parametrize("case", TWINNED)
+def test_no_part_is_negative_on_any_fabric(case: str) -> None:
+    """The twin has the same software, and for every message a way that is no worse in latency nor in bandwidth."""
+    found = compared(TWINNED[case])
+    for slowdown in (found.decode, found.prefill):
+        assert min(slowdown.parts_ms.values()) >= -1e-9
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "all_gather", "all_to_all", "send_recv"])
+@pytest.mark.parametrize("name", ["dgx-h100", "cloud-h100-100gbe", "pcie-box-l40s", "dgx-1-v100", "fat-tree-oversubscribed"])
+def test_a_twin_communicates_no_worse_at_any_size(name: str, op: str) -> None:
+    two = {"cluster": {"topology": name, "nodes": 2}, "deployment": {"tensor_parallel_size": 16}}
+    deployment = Deployment.of(wide().with_overrides(two))
+    gpus, sizes = deployment.gpu_names, 2.0 ** np.arange(31)
+    there, twin = deployment.communicator(gpus).times(op, sizes), nvlink_twin(deployment)
+    here = twin.communicator(twin.gpu_names).times(op, sizes)
+    assert (here.latency_s <= there.latency_s).all()
+    assert (here.bandwidth_s <= there.bandwidth_s * (1 + 1e-12)).all()
+    assert (here.latency_s > 0).all()
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if "pipeline" not in case])
 def test_the_mean_decode_iteration_is_that_of_the_run(case: str) -> None:
     """Closed form (and, on shared links, the fluid engine) over the run's own batches: the gap of a mean token."""

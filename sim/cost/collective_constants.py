@@ -165,7 +165,11 @@ CONSTANTS: Mapping[str, LinkConstants] = MappingProxyType(
         "nvlink2": _constants(_A100_LAUNCH, _NVLINK3, "borrowed from nvlink3", 0.5, _TREE),
         "nvlink3": _constants(_A100_LAUNCH, _NVLINK3, _FITTED + "the A100; send: Vidur's A100 rows", 0.13, _TREE),
         "nvlink4": _constants(
-            (4.8, 5.5, 3.9, 20.5, 40.0), _NVLINK4, _FITTED + "the H100 and the H200; send: Vidur's H100 rows", 0.13, _TREE
+            (4.8, 5.5, 3.9, 20.5, 40.0),
+            _NVLINK4,
+            _FITTED + "the H100 and the H200; send: Vidur's H100 rows",
+            0.13,
+            _TREE,
         ),
         "nvlink5": _constants(
             (8.0, 8.2, 6.2, 20.5, 40.0),

@@ -113,7 +113,9 @@ class Price:
         self._phases: list[list[tuple[float, float]]] = []
         starts: dict[str, float] = {}
         for phase in plan.phases:
-            methods = {kind: _method(constants[kind].methods, phase.family, protocol) for kind in phase.loads(topology)}
+            methods = {
+                kind: method_of(constants[kind].methods, phase.family, protocol) for kind in phase.loads(topology)
+            }
             for kind, method in methods.items():
                 starts[kind] = max(starts.get(kind, 0.0), method.start_s + phase.connections * method.connection_s)
             self.latency_s += sum(hop.steps * (hop.wire_s + methods[hop.kind].step_s) for hop in phase.hops)
@@ -155,7 +157,7 @@ class Price:
         ]
 
 
-def _method(methods: Mapping[str, Method], family: str, protocol: str) -> Method:
+def method_of(methods: Mapping[str, Method], family: str, protocol: str) -> Method:
     """The method of a family, which has one for every protocol or a single one; KeyError where it has neither."""
     return methods.get(f"{family}/{protocol}") or methods[family]
 

@@ -91,6 +91,16 @@ class CollectiveTimes(NamedTuple):
     bandwidth_s: Floats
 
 
+class Chosen(NamedTuple):
+    """What a group runs for collectives of many sizes."""
+
+    prices: list[Price]
+    of: NDArray[np.intp]
+    """For every size the number of its price."""
+    latency_s: Floats
+    bandwidth_s: Floats
+
+
 class Communicator:
     """Prices the collectives of one group of GPUs; every (op, size) is worked out once."""
 
@@ -121,7 +131,7 @@ class Communicator:
         self.group = Group(topology, gpus)
         self.software = software
         self.kind = _fastest_kind(topology, gpus[0])
-        self._constants = calibrated(constants, topology.calibration)
+        self.link_constants = calibrated(constants, topology.calibration)
         self._prices: dict[str, list[Price]] = {}
         self._memo: dict[tuple[str, float], CollectiveTime] = {}
 
@@ -158,11 +168,25 @@ class Communicator:
     def times(self, op: str, sizes_bytes: Floats) -> CollectiveTimes:
         """Latency and bandwidth seconds of collectives of many sizes, as `time` gives them one by one."""
         sizes = np.asarray(sizes_bytes, dtype=np.float64)
+        found = self.chosen(op, sizes)
+        return CollectiveTimes(found.latency_s, found.bandwidth_s)
+
+    def chosen(self, op: str, sizes_bytes: Floats) -> Chosen:
+        """What runs for each of many sizes, and its seconds."""
+        sizes = np.asarray(sizes_bytes, dtype=np.float64)
         prices = self._candidates(op)
         if not prices:
-            return CollectiveTimes(np.zeros_like(sizes), np.zeros_like(sizes))
-        _, latency, bandwidth = self._cheapest(op, prices, sizes)
-        return CollectiveTimes(latency, bandwidth)
+            return Chosen([], np.zeros(sizes.size, dtype=np.intp), np.zeros_like(sizes), np.zeros_like(sizes))
+        return Chosen(prices, *self._cheapest(op, prices, sizes))
+
+    def ways(self, op: str, sizes_bytes: Floats) -> list[CollectiveTimes]:
+        """Seconds by every algorithm and protocol; infinite for messages larger than the software sends that way."""
+        sizes = np.asarray(sizes_bytes, dtype=np.float64)
+        found = []
+        for price in self._candidates(op):
+            _, latency, bandwidth = self._cheapest(op, [price], sizes)
+            found.append(CollectiveTimes(np.where(sizes > price.plan.limit_bytes, np.inf, latency), bandwidth))
+        return found
 
     def algorithms(self, op: str) -> list[str]:
         """The algorithms that this group and software can use for `op`."""
@@ -185,8 +209,8 @@ class Communicator:
             launch_s=float(latency[0]) - price.latency_s,
             latency_s=price.latency_s,
             bandwidth_s=float(bandwidth[0]),
-            error=max(self._constants[kind].error for kind in kinds),
-            source="; ".join(f"{kind}: {self._constants[kind].source}" for kind in kinds),
+            error=max(self.link_constants[kind].error for kind in kinds),
+            source="; ".join(f"{kind}: {self.link_constants[kind].source}" for kind in kinds),
             _topology=self.topology,
             _plan=price.plan,
         )
@@ -207,9 +231,11 @@ class Communicator:
         if self.software == "eager":
             if op == "all_reduce":
                 bandwidth = bandwidth + sizes / (EAGER_COPY * self._own_bandwidth())
-            latency = np.maximum(latency, self._constants[self.kind].eager_floor_s - bandwidth)
-        if self.software == "torch" and op != "send_recv":  # a sender's kernel leaves the message in the buffer and ends
-            latency = np.maximum(latency, self._constants[self.kind].torch_floor_s - bandwidth)
+            latency = np.maximum(latency, self.link_constants[self.kind].eager_floor_s - bandwidth)
+        if (
+            self.software == "torch" and op != "send_recv"
+        ):  # a sender's kernel leaves the message in the buffer and ends
+            latency = np.maximum(latency, self.link_constants[self.kind].torch_floor_s - bandwidth)
         latency = np.where(sizes > 0, latency, 0.0)
         return chosen, latency, bandwidth
 
@@ -237,12 +263,10 @@ class Communicator:
     def _priced(self, plan: Plan | None) -> list[Price]:
         if plan is None:
             return []
-        constants = self._constants[self.kind]
-        launches = {"nccl": constants.launch_s, "peer": constants.peer_launch_s, "custom": constants.custom_launch_s}
-        prices = []
+        launch, prices = launch_s(self.link_constants[self.kind], plan), []
         for protocol in plan.protocols:
             try:
-                prices.append(Price(self.topology, plan, protocol, self._constants, launches[plan.launch]))
+                prices.append(Price(self.topology, plan, protocol, self.link_constants, launch))
             except KeyError:  # a link on the way does not speak this protocol
                 continue
         return prices
@@ -298,6 +322,13 @@ class Communicator:
             plans.append(algorithms.in_switch(group, switch, "multimem", "custom"))
         bounded = [replace(plan, limit_bytes=limit) for plan in plans]
         return [lambda plan=plan: plan for plan in bounded]  # type: ignore[misc]
+
+
+def launch_s(constants: LinkConstants, plan: Plan) -> float:
+    """What starting the kernel of a plan takes."""
+    return {"nccl": constants.launch_s, "peer": constants.peer_launch_s, "custom": constants.custom_launch_s}[
+        plan.launch
+    ]
 
 
 def calibrated(

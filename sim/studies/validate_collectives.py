@@ -121,7 +121,11 @@ def published_rows(measured: Path) -> list[CollectiveRow]:
         members = [f"n{node}.g{i}" for node in range(nodes) for i in range(each)]
         system = record["gpu"] + (" calibrated" if calibrate_it else "")
         source = "-".join(record["id"].split("-")[:2])
-        rows.append(machines[name, nodes].row(source, system, op, software_of(record["engine+version"]), members, size, measured_s))
+        rows.append(
+            machines[name, nodes].row(
+                source, system, op, software_of(record["engine+version"]), members, size, measured_s
+            )
+        )
     return rows
 
 
