@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim.cli.calibrate import Out, calibrate_engine
 from sim.cli.options import Json, print_json
-from sim.cli.validate import calibrate_engine, validate
+from sim.cli.validate import validate
 
 if TYPE_CHECKING:
     from sim.studies.validate_collectives import CollectiveRow
@@ -33,12 +34,16 @@ def calibrate_kernels(
     without: Annotated[
         bool, typer.Option("--leave-one-out", help="Foretell each GPU's kernels from the other GPUs' instead.")
     ] = False,
+    out: Out = None,
     json: Json = False,
 ) -> None:
     """Fit the kernel roofline to measured tables and print the error of each fit."""
     from sim.results.console import table
     from sim.studies.calibrate_kernels import run
 
+    if out is not None:
+        _write_kernel_factors(folder, gpu, out, json)
+        return
     if without:
         _print_left_out(folder, json)
         return
@@ -53,6 +58,28 @@ def calibrate_kernels(
         + [f"{error:.1%}" for error in (row.mape, row.median_abs_error, row.bias, row.p90_abs_error)]
         for row in rows
     ]
+    print(table(header, lines))
+
+
+def _write_kernel_factors(folder: str, gpu: str | None, out: Path, json: bool) -> None:
+    """Instead of fitting anew: how much longer the tables' kernels took than the catalogue's constants say."""
+    from sim.results.console import table
+    from sim.studies.calibration_file import factor, fitted_to, write_calibration
+    from sim.studies.kernel_factors import kernel_factors
+
+    rows = kernel_factors(folder, gpu)
+    kernels: dict[str, dict[str, dict[str, object]]] = {}
+    for row in rows:
+        kernels.setdefault(row.gpu, {}).setdefault(row.kind, {})[row.dtype] = factor(row.factor, row.interval)
+    write_calibration(out, fitted_to(Path(folder), "measured kernel tables"), kernels=kernels)
+    if json:
+        print_json({"factors": [asdict(row) for row in rows]})
+        return
+    header = ["GPU", "kernel", "dtype", "n", "factor", "95 % interval", "mean abs before", "after"]
+    lines = []
+    for row in rows:
+        interval, errors = "[{:.3f}, {:.3f}]".format(*row.interval), (f"{row.before:.1%}", f"{row.after:.1%}")
+        lines.append([row.gpu, row.kind, row.dtype, f"{row.n:,}", f"{row.factor:.3f}", interval, *errors])
     print(table(header, lines))
 
 
@@ -86,6 +113,7 @@ def calibrate_collectives(
     topology: Annotated[str, typer.Option("--topology", help="A shipped topology's name, or a YAML file.")],
     kind: Annotated[str, typer.Option("--kind", help="The kind of link to fit, as the topology names it.")],
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes of the measured group.")] = None,
+    out: Out = None,
     json: Json = False,
 ) -> None:
     """Fit latency and efficiency of one kind of link to an nccl-tests run; prints lines for the topology file."""
@@ -95,8 +123,14 @@ def calibrate_collectives(
 
     test = read_nccl_tests(file.read_text(encoding="utf-8", errors="replace"), str(file))
     cluster = load_topology(topology, {} if nodes is None else {"nodes": nodes})
-    group = place(cluster, test.ranks, 1, 1, "pack")[0][0]
+    # a rank a node, the usual test of a network, or whole nodes
+    group = place(cluster, test.ranks, 1, 1, "spread" if test.ranks <= (nodes or 1) else "pack")[0][0]
     fit = calibrate(cluster, group, test.op, test.sizes_bytes, test.times_s, kind, f"nccl-tests: {file.name}")
+    if out is not None:
+        from sim.studies.calibration_file import fitted_to, write_calibration
+
+        source = fitted_to(file, f"nccl-tests {test.op} among {test.ranks} GPUs")
+        write_calibration(out, source, links={kind: fit.spec().model_dump()})
     if json:
         print_json(asdict(fit) | {"median_abs_error": fit.median_abs_error, "p90_abs_error": fit.p90_abs_error})
         return

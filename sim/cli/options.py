@@ -24,7 +24,7 @@ ScenarioArgument = Annotated[
 ]
 
 
-_FILES = ("workload.arrivals.path", "workload.lengths.path")
+_FILES = ("workload.arrivals.path", "workload.lengths.path", "engine.calibration")
 _NAMES_OR_FILES = ("model", "cluster.topology", "cluster.gpu")
 
 

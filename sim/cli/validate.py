@@ -1,4 +1,4 @@
-"""Commands over published end-to-end measurements: validate, calibrate engine."""
+"""The command validate: predictions beside published measurements."""
 
 from __future__ import annotations
 
@@ -69,33 +69,6 @@ def validate(
     for reason, count in validate_report.skipped(rows).items():
         print(f"  {count:5d}  {reason}")
     _print_worst(rows)
-
-
-def calibrate_engine(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="Measurements as CSV, in the format of validate.")],
-    engine: Annotated[str, typer.Option("--engine", help="Which preset to fit: vllm, trtllm or sglang.")],
-    parameters: Annotated[
-        str | None, typer.Option("--parameters", metavar="NAMES", help="Fields of the preset, separated by commas.")
-    ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Benchmark runs to use at most.")] = 100,
-    leave_out: Annotated[
-        str | None, typer.Option("--leave-out", help="Predict each source, model or gpu from the others as well.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Fit an engine's own times to end-to-end measurements; prints them with the errors before and after."""
-    from sim.errors import InputError, nearest
-    from sim.studies import calibrate_engine as study
-
-    keys = {"source": lambda row: row.source, "model": lambda row: row.model, "gpu": lambda row: row.gpu}
-    if leave_out is not None and leave_out not in keys:
-        raise InputError("--leave-out", f"got '{leave_out}'", nearest(leave_out, keys))
-    names = tuple(parameters.split(",")) if parameters else study.PARAMETERS
-    fit = study.calibrate_engine(path, engine, names, keys[leave_out] if leave_out else None, runs)
-    if json:
-        print_json(asdict(fit))
-    else:
-        print(fit.text())
 
 
 def group_table(groups: Sequence[Group]) -> str:

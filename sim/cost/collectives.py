@@ -331,12 +331,17 @@ def launch_s(constants: LinkConstants, plan: Plan) -> float:
     ]
 
 
+ENGINES_KERNELS = ("one_shot", "two_shot", "multimem")
+"""Families of all-reduce kernels that engines bring along."""
+
+
 def calibrated(
     constants: Mapping[str, LinkConstants], calibration: Mapping[str, CalibrationSpec]
 ) -> Mapping[str, LinkConstants]:
     """`constants` with the measured behaviour of a topology's own links in place.
 
-    The step overhead and efficiency given are those of the Simple protocol; the others keep their ratio to it.
+    The step overhead and efficiency given are those of the Simple protocol; the others keep their ratio to it. An engine's
+    own kernels stay as they are: what is measured of a fabric (nccl-tests) does not run them.
     """
     if not calibration:
         return constants
@@ -345,6 +350,9 @@ def calibrated(
         where = f"calibration.{kind}"
         methods = {}
         for name, method in constants[kind].methods.items():
+            if name in ENGINES_KERNELS:
+                methods[name] = method
+                continue
             simple = constants[kind].methods.get(f"{name.split('/')[0]}/Simple", method)
             step_s, efficiency, start_s = method.step_s, method.efficiency, method.start_s
             if spec.step_overhead is not None:

@@ -8,6 +8,7 @@ docs/validation.md).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -169,7 +170,11 @@ ASYNC_SINCE = (0, 14)
 
 
 def preset_for(
-    name: str, version: str | None = None, api_server: bool = True, cuda_graphs: bool = True
+    name: str,
+    version: str | None = None,
+    api_server: bool = True,
+    cuda_graphs: bool = True,
+    factors: Mapping[str, float] | None = None,
 ) -> EnginePreset:
     """The preset of an engine in one of its versions.
 
@@ -178,8 +183,11 @@ def preset_for(
         version: such as "0.12.0"; None, or a text without a number, means the newest known.
         api_server: clients reach it over HTTP; False: they call it in their own process.
         cuda_graphs: iterations are replayed from CUDA graphs where the engine captures them.
+        factors: on its times, by field, as a calibration found them.
     """
     preset = PRESETS[name]
+    scaled = {field: getattr(preset, field) * factor for field, factor in (factors or {}).items()}
+    preset = replace(preset, **scaled)
     match = re.match(r"v?(\d+)\.(\d+)", version or "")
     if match is not None and name == "vllm" and (int(match[1]), int(match[2])) < ASYNC_SINCE:
         preset = replace(preset, async_scheduling=False)

@@ -20,10 +20,11 @@ from sim.cost.preset import EnginePreset, preset_for
 from sim.cost.roofline import Roofline
 from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost, reaches
+from sim.engine.calibrated import calibration_of, topology_of
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu, load_gpu
 from sim.hardware.placement import Placement, place
-from sim.hardware.topology import Topology, load_topology
+from sim.hardware.topology import Topology
 from sim.model.balance import CONTEXT_OUTSIDE_BUDGET, NO_OVERHEAD, Accounting, MemoryLedger, MemoryOptions
 from sim.model.memory import ledger
 from sim.model.operators import Fusion, StageOperators, operators
@@ -31,6 +32,7 @@ from sim.model.precision import Precision, resolve_precision
 from sim.model.sharding import Sharding
 from sim.model.transformer import Transformer, load_model
 from sim.scenario import Scenario
+from sim.scenario.calibration import Calibration
 from sim.scenario.speculative import Speculative
 
 if TYPE_CHECKING:
@@ -103,7 +105,9 @@ class Deployment:
     link_constants: Mapping[str, LinkConstants] = field(default_factory=lambda: CONSTANTS)
     """What the collective libraries add to the wires."""
     kernel_times: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    """Factors on durations by (GPU, kernel kind, dtype), to draw from the error of fitted constants."""
+    """Factors on durations by (GPU, kernel kind, dtype): of a calibration, and to draw from the error of constants."""
+    calibration: Calibration | None = None
+    """The file that the scenario names."""
     _costs: dict[tuple[object, ...], StepCost | PipelineCost] = field(default_factory=dict)
 
     @classmethod
@@ -120,7 +124,7 @@ class Deployment:
             InputError: an unknown model, topology or GPU, a cut that does not divide, too few GPUs.
         """
         where = scenario.where
-        asked, cluster = scenario.deployment, scenario.cluster
+        asked = scenario.deployment
         model = load_model(scenario.model, f"{where}: model")
         precision = resolve_precision(
             model.quantization, scenario.precision.weights, scenario.precision.kv_cache, f"{where}: precision"
@@ -133,12 +137,20 @@ class Deployment:
         )
         sharding.check(model, f"{where}: deployment")
         _refuse_what_excludes(scenario, sharding, role)
+        calibration = calibration_of(scenario)
         if topology is None:
-            topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
+            topology = topology_of(scenario)
         placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)
         engine = scenario.engine
-        preset = preset_for(engine.preset, engine.version, engine.api_server, engine.cuda_graphs)
-        return cls(scenario, model, precision, sharding, topology, placement, preset, role, gpu)
+        factors = calibration.engine.by_field if calibration and calibration.engine else {}
+        preset = preset_for(engine.preset, engine.version, engine.api_server, engine.cuda_graphs, factors)
+        if calibration is not None and factors:
+            preset = replace(preset, source=calibration.origin)
+        times = calibration.kernel_times if calibration else {}
+        return cls(
+            scenario, model, precision, sharding, topology, placement, preset, role, gpu, calibration=calibration,
+            kernel_times=times,
+        )  # fmt: skip
 
     @property
     def gpu_names(self) -> list[str]:
@@ -341,6 +353,8 @@ class Deployment:
                 notes.append(
                     f"{gpu.name}: nobody measured its kernels; rates are those of {gpu.fitted_on} on its datasheet"
                 )
+        if self.calibration is not None:
+            notes.append(self.calibration.origin)
         for backend in self._backends:
             notes.extend(backend.provenance())
         return notes
@@ -355,8 +369,8 @@ def deployments(scenario: Scenario) -> list[Deployment]:
     pools = scenario.deployment.pools
     if pools is None:
         return [Deployment.of(scenario)]
-    cluster, found = scenario.cluster, []
-    topology = load_topology(cluster.topology, cluster.parameters, cluster.gpu)
+    found: list[Deployment] = []
+    topology = topology_of(scenario)
     free = list(topology.gpus)
     for pool in pools:
         shared = scenario.deployment.model_dump(

@@ -45,7 +45,7 @@ class Scaling:
             topology=self._topology(pool.topology),
             preset=replace(preset, **slower),
             link_constants=self._constants(pool.link_constants),
-            kernel_times=self.kernel_times,
+            kernel_times=_product(pool.kernel_times, self.kernel_times),
             _costs={},
             _backends=[],
         )
@@ -95,6 +95,13 @@ class Scaling:
         for kind, factor in self.collective_times.items():
             constants[kind] = _slower(constants[kind], factor)
         return constants
+
+
+def _product(
+    first: Mapping[tuple[str, str, str], float], second: Mapping[tuple[str, str, str], float]
+) -> dict[tuple[str, str, str], float]:
+    """Factors that two mappings give together."""
+    return {key: first.get(key, 1.0) * second.get(key, 1.0) for key in {**first, **second}}
 
 
 def _slower(constants: LinkConstants, factor: float) -> LinkConstants:

@@ -198,6 +198,10 @@ def _kernel(pool: Deployment, gpu: Gpu, kind: str, dtype: str, shapes: Shapes, r
     number, component = f"{gpu.name}: {kind} {dtype}", ("kernel", gpu.name, kind, dtype)
     if pool.preset.ideal:
         return Origin(number, "datasheet", "printed peaks, no fixed cost")
+    if pool.calibration is not None and (gpu.name, kind, dtype) in pool.kernel_times:
+        owner, error, _ = _fit(gpu, kind, dtype)
+        beyond = _beyond(kind, owner, shapes, regime) or None
+        return Origin(number, "fitted", pool.calibration.origin, error, beyond, component, _log_std(error))
     for backend in pool.kernel_tables:
         used = backend.usage.get((kind, dtype)) if backend.gpu.name == gpu.name else None
         if used is not None:

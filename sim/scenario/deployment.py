@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 
 from sim.errors import nearest
 from sim.scenario.experts import BalancedExperts, ExpertLoad
-from sim.scenario.fields import Bytes, NameOrPath, PositiveDuration, Section, name_or_object, refuse
+from sim.scenario.fields import Bytes, FilePath, NameOrPath, PositiveDuration, Section, name_or_object, refuse
 from sim.scenario.fleet import Autoscale, ColdStart, FleetEvent
 from sim.scenario.speculative import Speculative
 
@@ -226,6 +226,9 @@ class Engine(Section):
     kv_offloading_bytes: Bytes = Field(default=0.0, alias="kv_offloading_size")
     """Host memory of a replica (all its GPUs together) for blocks evicted from the prefix cache, from where they are fetched if
     that is sooner than computing them; 0: none."""
+    calibration: FilePath | None = None
+    """A calibration file of your own server, kernels or fabric, as `twowalls calibrate` writes it; relative paths start at the
+    folder of the scenario file."""
     speculative: Speculative | None = None
     """Speculative decoding; null: one token an iteration."""
 

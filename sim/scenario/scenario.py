@@ -191,7 +191,7 @@ class Scenario(Section):
 
 def _paths(data: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     """(section, key) of every absolute path in a scenario written as data."""
-    places = [(data, "model"), (data["cluster"], "topology"), (data["cluster"], "gpu")]
+    places = [(data, "model"), (data["cluster"], "topology"), (data["cluster"], "gpu"), (data["engine"], "calibration")]
     places += [(data["workload"]["arrivals"], "path"), (data["workload"]["lengths"] or {}, "path")]
     return [(section, key) for section, key in places if section.get(key) and Path(section[key]).is_absolute()]
 

@@ -16,6 +16,7 @@ _PLACES = (
     ("model",),
     ("cluster", "topology"),
     ("cluster", "gpu"),
+    ("engine", "calibration"),
     ("workload", "arrivals", "path"),
     ("workload", "lengths", "path"),
 )
