@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sim.cost import fits
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import load_gpu
 from sim.studies.expert_rows import expert_rows
@@ -94,3 +95,22 @@ def test_fp8_experts_are_faster_than_bf16_ones_on_every_gpu_that_multiplies_fp8(
         tokens = np.array([1.0, 16.0, 64.0, 1024.0, 16384.0])
         fp8, bf16 = (backend.moe(tokens, 4096, 14336, 8, 8, 2, dtype).total_s for dtype in ("fp8", "bf16"))
         assert (fp8 < bf16).all()
+
+
+def test_mxfp4_experts_take_mxfp8_activations_where_those_were_measured(tmp_path: Path) -> None:
+    rows = [("w4a16_mxfp4", "balanced", MIXTRAL, 64, 0.4), ("w4a8_mxfp4_mxfp8", "balanced", MIXTRAL, 64, 0.3)]
+    both = expert_rows(kind_of("mxfp4"), write(tmp_path / "both", rows), load_gpu("b200-sxm"))
+    one = expert_rows(kind_of("mxfp4"), write(tmp_path / "one", rows[:1]), load_gpu("h100-sxm"))
+    assert both is not None
+    assert one is not None
+    assert (both["latency_s"][0], one["latency_s"][0]) == (0.3e-3, 0.4e-3)
+    assert fits.expert_arithmetic(load_gpu("b200-sxm"), "mxfp4") == "fp8"
+    assert fits.expert_arithmetic(load_gpu("h100-sxm"), "mxfp4") == "bf16"
+
+
+def test_picking_out_the_experts_of_a_rank_costs_a_kernel() -> None:
+    """gpt-oss-20b on an H100, one token: 61 us on one GPU, 68 us on one of eight that have four experts each."""
+    backend = Roofline(load_gpu("h100-sxm"))
+    alone, shared = (float(backend.moe(1.0, 2880, 2880, 32, local, 4, "mxfp4").total_s) for local in (32, 4))
+    assert alone == pytest.approx(61e-6, rel=0.15)
+    assert shared == pytest.approx(68e-6, rel=0.3)

@@ -17,6 +17,7 @@ from sim.hardware.gpu import Gpu
 
 Constants = Mapping[str, float]
 ACTIVATION_BYTES = 2.0  # activations between kernels are bf16
+MXFP8_BYTES = 1 + 1 / 32  # with one 8-bit exponent a group of 32 (OCP microscaling formats)
 TILE = 128.0  # rows and columns of the usual tile of a thread block (CUTLASS, cuBLAS); half the rows for few tokens
 MMA_SYNC_FLOPS = 2048.0  # bf16, a cycle and SM (NVIDIA A100 whitepaper: 1024 fused multiply-adds)
 DEPTH_REFERENCE = 4096.0  # elements of k at which `depth_s` is quoted
@@ -57,8 +58,21 @@ def arithmetic(gpu: Gpu, dtype: str) -> str:
 def expert_flops_per_s(gpu: Gpu, dtype: str) -> float:
     """The same for the grouped GEMMs of experts: Marlin, which unpacks integers, multiplies on every GPU by the instructions of
     Ampere (mma.sync), 2048 FLOPs a cycle and SM, and not by those that reach the printed peak of later ones."""
-    peak = peak_flops_per_s(gpu, dtype)
+    peak = gpu.flops_per_s[expert_arithmetic(gpu, dtype)]
     return min(peak, MMA_SYNC_FLOPS * cycles_per_s(gpu)) if dtype == "int4_wo" else peak
+
+
+def expert_arithmetic(gpu: Gpu, dtype: str) -> str:
+    """The arithmetic of experts in `dtype`: where tensor cores take 4-bit operands, engines multiply mxfp4 weights by mxfp8
+    activations, at the rate of fp8 (vLLM's recipe for gpt-oss on Blackwell; the default of SGLang and TensorRT-LLM)."""
+    return "fp8" if dtype == "mxfp4" and "fp4" in gpu.flops_per_s else arithmetic(gpu, dtype)
+
+
+def expert_activation_bytes(gpu: Gpu, dtype: str) -> float:
+    """Bytes of one element that goes into experts in `dtype`."""
+    if expert_arithmetic(gpu, dtype) == "bf16":
+        return ACTIVATION_BYTES
+    return MXFP8_BYTES if dtype == "mxfp4" else weight_bytes(dtype)
 
 
 def streaming_s(c: Constants, gpu: Gpu, size_bytes: Floats) -> Floats:
@@ -144,12 +158,12 @@ def moe(
     tile is never full (four times as many where there are more tokens than experts: tiles of 16 rows become 64, vLLM's
     fused_moe, get_default_config), and costs `expert_s` of one SM to set up. The serial reductions over hidden, then
     intermediate, cost `depth_s` for every 4096 elements. All `pairs` of `tokens`, routed here or not, are sorted before, and
-    their rows of hidden summed after, at `combine` bytes a cycle on every SM.
+    their rows of hidden summed after, at `combine` bytes a cycle on every SM. Where some are not routed here, those of this
+    rank are picked out first, which costs `map_s`.
     """
     tokens, hidden, intermediate = array(tokens), array(hidden), array(intermediate)
     touched, routed = array(touched), array(routed)
-    quantised = arithmetic(gpu, dtype) != "bf16"
-    activation = weight_bytes(dtype) if quantised else ACTIVATION_BYTES
+    activation = expert_activation_bytes(gpu, dtype)
     hbm = gpu.hbm_bytes_per_s
     tokens_an_expert = routed * tokens / np.maximum(touched * array(pairs), 1e-12)
     large = tokens_an_expert**4 / (1 + tokens_an_expert**4)
@@ -160,7 +174,8 @@ def moe(
     memory, compute = smooth_body(compute_s, weights_s + moved / (c["activation"] * hbm), c["overlap"])
     combine_s = ACTIVATION_BYTES * hidden * (array(pairs) + tokens) / (c["combine"] * cycles_per_s(gpu))
     depth_s = c["depth_s"] * (hidden + intermediate) / DEPTH_REFERENCE
-    fixed_s = c["launch_s"] + depth_s + c["expert_s"] * touched / gpu.sm_count + np.zeros_like(compute)
+    map_s = np.where(routed < 0.999 * array(pairs), c["map_s"], 0.0)
+    fixed_s = c["launch_s"] + depth_s + map_s + c["expert_s"] * touched / gpu.sm_count + np.zeros_like(compute)
     return KernelTime(fixed_s, memory + combine_s, compute)
 
 

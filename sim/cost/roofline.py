@@ -22,6 +22,7 @@ _NOTHING = (
     "depth_s",
     "quantise_row_s",
     "expert_s",
+    "map_s",
     "tile_s",
     "block_s",
     "row_s",

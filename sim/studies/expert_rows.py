@@ -1,10 +1,12 @@
 """Measured rows of expert kernels: those that say something of what an engine runs.
 
-Three things are left out or replaced. A GPU without rows of balanced routing takes skewed ones. Per-tensor fp8 that is slower
+Four things are left out or replaced. A GPU without rows of balanced routing takes skewed ones. Per-tensor fp8 that is slower
 than bf16 of the same shape is no kernel an engine keeps: on Hopper the bench ran FlashInfer's CUTLASS kernels without the
 autotuning that an engine does when it starts (twice the bytes a second slower, and slower with fewer tokens), so the rows of
 the block-scaled kernels, which multiply the same weights, stand in. And a model of which some row is faster than HBM can
 read its experts did not read them: its router sends tokens to a few groups of experts only, or its experts are not gated.
+Experts in mxfp4 are those with mxfp8 activations where such were measured (Blackwell): what engines are set to there, though
+vLLM's default keeps bf16 activations.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ MODEL = ("hidden_size", "inter_size", "num_experts", "topk")
 
 def expert_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
     """The rows that the constants of `kind` are fitted to; None where there are none."""
-    table = _read(kind, tables, kind.dtype)
+    table = _read(kind, tables, "mxfp4_mxfp8") if kind.dtype == "mxfp4" else None
+    if table is None:
+        table = _read(kind, tables, kind.dtype)
     if kind.dtype == "fp8" and table is not None and _slower_than_bf16(kind, table, tables):
         table = _read(kind, tables, "fp8_block") or table
     if table is None:

@@ -251,10 +251,10 @@ _MLA_DECODE = {
 }  # fmt: skip
 _MOE = {
     "launch_s": 12 * _US, "depth_s": 10 * _US, "compute": 0.6, "memory": 0.8, "tile": 16.0, "activation": 0.4, "overlap": 2.0,
-    "combine": 4.0, "expert_s": 1 * _US,
+    "combine": 4.0, "expert_s": 1 * _US, "map_s": 2 * _US,
 }  # fmt: skip
 _TABLE_NAMES = {"bf16": "bfloat16"}
-MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4"}
+MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4", "mxfp4_mxfp8": "w4a8_mxfp4_mxfp8"}
 """`moe_dtype` of the tables, where it is not the dtype's name."""
 
 
