@@ -147,12 +147,15 @@ class Roofline:
         routed = fits.array(tokens) * top_k * local_experts / experts
         pairs = fits.array(tokens) * top_k
         c = self.constants("moe", dtype)
-        if self.fused_quantisation and dtype == "fp8" and not self.ideal:
-            # constants of block-scaled kernels stand in on Hopper; without partial sums to scale, grouped products are as fast
-            # as others (TensorRT-LLM 1.3, H100, Mixtral: 0.74 of the peak in the tables of aiconfigurator-core 0.12)
-            if c["compute"] < 1.01 * self.constants("moe", "fp8_block")["compute"]:
-                c = {**c, "compute": self._best_compute(dtype)}
+        if self.fused_quantisation and dtype == "fp8" and self._stands_in(c):
+            c = {**c, "compute": self._best_compute(dtype)}
         return fits.moe(c, self.gpu, tokens, hidden, intermediate, touched, routed, pairs, dtype)
+
+    def _stands_in(self, c: Constants) -> bool:
+        """Whether constants of fp8 experts are those of block-scaled kernels, as on Hopper. Without partial sums to scale,
+        grouped products are as fast as others (TensorRT-LLM 1.3, H100, Mixtral: 0.74 of the peak in the tables of
+        aiconfigurator-core 0.12)."""
+        return not self.ideal and c["compute"] < 1.01 * self.constants("moe", "fp8_block")["compute"]
 
     def elementwise(self, bytes_moved: Floats | float, kernels: int = 1) -> KernelTime:
         """Norms, rope, activation, residual: `kernels` memory-bound kernels that move `bytes_moved` in all."""
