@@ -8,6 +8,7 @@ from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.studies.kernel_rows import kernel_prediction
 from sim.studies.load_forms import message_bytes, parse_load
+from sim.studies.measured_harness import preset_name
 from sim.studies.measured_rows import COLUMNS, MeasuredRow, read_rows, tokens
 from sim.studies.measured_scenarios import Case, cases_of
 
@@ -96,6 +97,40 @@ def test_a_closed_loop_runs_ten_requests_a_user():
     assert scenario["workload"]["arrivals"] == {"kind": "closed_loop", "concurrency": 16, **pause}
     assert scenario["workload"]["num_requests"] == 160
     assert scenario["engine"]["version"] == "0.24.0"
+
+
+def test_nvidias_recipes_leave_room_for_one_prompt_an_iteration():
+    scenario = case(id="aic-1", load="concurrency=16", isl="1024", osl="128", engine="trtllm 1.0.0rc3").scenario
+    assert scenario is not None
+    assert scenario["engine"]["max_num_batched_tokens"] == 1152  # 16 + 1024 + 64 tokens, rounded up to 64
+    assert scenario["engine"]["max_num_seqs"] == 16
+
+
+def test_tensorrt_llm_has_a_preset_for_each_of_its_backends():
+    assert preset_name("TensorRT-LLM v0.17") == "trtllm-cpp"
+    assert preset_name("TensorRT-LLM v1.0") == preset_name("trtllm") == "trtllm"
+    eager = case(engine="TensorRT-LLM v0.20", load="inf (max throughput)").scenario
+    assert eager is not None
+    assert eager["engine"]["preset"] == "trtllm"
+    assert eager["engine"]["cuda_graphs"] is False
+
+
+def test_attention_data_parallel_makes_every_gpu_a_replica_that_shares_the_experts():
+    changes = {"tensor": "8", "expert": "8", "gpus": 8, "load": "inf (max throughput)", "engine": "TensorRT-LLM v1.0"}
+    remark = "MoE models used attention data parallel"
+    sparse = case(model="Qwen3-235B-A22B", precision="FP8", gpu="H200-SXM-141GB", conditions=remark, **changes).scenario
+    assert sparse is not None
+    assert sparse["deployment"] == {"data_parallel_size": 8, "enable_expert_parallel": True}
+    dense = case(conditions=remark, **changes).scenario
+    assert dense is not None
+    assert dense["deployment"]["tensor_parallel_size"] == 8
+
+
+def test_offline_runs_of_mlperf_fill_every_replica_many_times():
+    scenario = case(gpus=8, isl="294", osl="294", load="Offline (all samples at once)").scenario
+    assert scenario is not None
+    assert scenario["deployment"]["data_parallel_size"] == 8
+    assert scenario["workload"]["num_requests"] == 24_576
 
 
 def test_a_static_batch_arrives_at_once_and_calls_the_engine_directly():

@@ -125,16 +125,17 @@ def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> No
     if found.preset == "sglang":
         # prompts go before decodes, so whoever arrives late catches up, and users stay in step whatever happens
         engine["scheduler"] = "prefill_first"
-    nominal = row.isl.endswith("000")
-    if nominal or "inferencemax" in words or "infmax" in words:
+    inference_max = "inferencemax" in words or "infmax" in words
+    nominal = row.isl.endswith("000") and not inference_max
+    if nominal or inference_max:
         found.uniform = (0.8, 1.0)
     if not nvidia:
         return
     found.client_s = CLIENT_S
-    if found.preset != "sglang":
+    if found.preset.startswith("trtllm") or (found.preset == "vllm" and not inference_max):
         engine["max_num_batched_tokens"] = one_prompt_tokens(sum(tokens(row.isl)), load.count)
         found.notes.append("one prompt beside the decodes of an iteration, as NVIDIA's recipes set the token budget")
-    if found.preset != "sglang" and nominal:
+    if nominal and found.preset != "sglang":
         found.cycled_prompts = CYCLED_PROMPTS
         engine["enable_prefix_caching"] = True
         found.notes.append("prompts assumed to repeat every 100: prefill would exceed the tensor peak otherwise")

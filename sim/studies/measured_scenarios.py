@@ -9,6 +9,7 @@ from typing import Any
 from sim.engine.versions import newer_than_known
 from sim.errors import InputError, TwoWallsError
 from sim.hardware.gpu import load_gpu
+from sim.model.transformer import load_model
 from sim.studies.load_forms import Load, parse_load
 from sim.studies.measured_harness import Harness, harness_of
 from sim.studies.measured_rows import MeasuredRow, tokens
@@ -33,6 +34,12 @@ SHAREGPT_CV = (1.0, 0.8)
 REQUESTS_PER_USER = 10
 """Requests a user of a closed loop sends, if their number is not stated (AIPerf recipes: 10 x concurrency)."""
 MOST_REQUESTS = 5000
+OPEN_LOOP_S = 120.0
+"""An open loop whose number of requests is not stated is simulated for this long, several times a request's stay."""
+MLPERF_REQUESTS = 24_576
+"""Samples of an offline run of MLPerf Inference (OpenOrca's set for Llama-2-70B; other models have fewer)."""
+MLPERF_TOKENS = 4_000_000
+"""Prompt and output tokens at which such a run is cut, for each GPU: many full batches of it."""
 BURST_REQUESTS = ((300, 8192), (3000, 3000), (6000, 1500), (10**9, 1000))
 """(most tokens of prompt and output, requests) of a run with all requests queued at once, if its own number is not stated:
 TensorRT-LLM's own tables send 30,000 requests of 128 + 128, which are cut to several full batches, and 3,000 to 1,000 of
@@ -85,9 +92,7 @@ def _case(rows: list[MeasuredRow]) -> Case:
 def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     cuts = {name: _cut(getattr(row, name), name) for name in ("tensor", "pipeline")}
     weights, kv_cache = precision_of(row, harness)
-    replicas = 1 if row.id.startswith("aic") else max(row.gpus // (cuts["tensor"] * cuts["pipeline"]), 1)
-    if "attention data parallel" in row.conditions and replicas == 1:
-        harness.notes.append("attention data parallel, if any, is not modelled")
+    deployment = _deployment(row, cuts, harness)
     if harness.engine.get("scheduler") == "prefill_first":
         longest = sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
         harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
@@ -102,14 +107,26 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
         "model": row.model,
         "precision": {"weights": weights, "kv_cache": kv_cache},
         "cluster": cluster_of(row),
-        "deployment": {
-            "tensor_parallel_size": cuts["tensor"],
-            "pipeline_parallel_size": cuts["pipeline"],
-            "data_parallel_size": replicas,
-        },
+        "deployment": deployment,
         "engine": harness.engine,
-        "workload": _workload(row, load, harness),
+        "workload": _workload(row, load, harness, deployment["data_parallel_size"]),
     }
+
+
+def _deployment(row: MeasuredRow, cuts: dict[str, int], harness: Harness) -> dict[str, Any]:
+    """Replicas of TP x PP; experts over all GPUs where the row says so, and attention data-parallel where its source does."""
+    ranks = cuts["tensor"] * cuts["pipeline"]
+    replicas = 1 if row.id.startswith("aic") else max(row.gpus // ranks, 1)
+    sizes = {"tensor_parallel_size": cuts["tensor"], "pipeline_parallel_size": cuts["pipeline"]}
+    sizes |= {"data_parallel_size": replicas}
+    if not row.expert.isdigit() or load_model(row.model).parameters.experts == 0:
+        return sizes
+    if "attention data parallel" in row.conditions and cuts["pipeline"] == 1 and cuts["tensor"] > 1:
+        harness.notes.append("attention data-parallel, experts over all GPUs")
+        return {"data_parallel_size": replicas * cuts["tensor"], "enable_expert_parallel": True}
+    if int(row.expert) == ranks > 1 and cuts["pipeline"] == 1:
+        return sizes | {"enable_expert_parallel": True}
+    return sizes
 
 
 def _cap_running(scenario: dict[str, Any], where: str) -> None:
@@ -169,7 +186,15 @@ def cluster_of(row: MeasuredRow) -> dict[str, Any]:
 # --- workload ---------------------------------------------------------------------------------------------------------
 
 
-def _workload(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
+def _queued(row: MeasuredRow, replicas: int) -> int:
+    """Requests of a run with all of them queued at once, whose number is not stated."""
+    total = sum(tokens(row.isl)) + sum(tokens(row.osl or "1")) if "sharegpt" not in row.isl.lower() else 0
+    if row.load.startswith("Offline"):
+        return max(1, min(MLPERF_REQUESTS, row.gpus * MLPERF_TOKENS // max(total, 1)))
+    return replicas * next(count for most, count in BURST_REQUESTS if total <= most)
+
+
+def _workload(row: MeasuredRow, load: Load, harness: Harness, replicas: int) -> dict[str, Any]:
     lengths, prefix = _lengths(row, harness)
     workload: dict[str, Any] = {"lengths": lengths}
     if prefix:
@@ -184,13 +209,13 @@ def _workload(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
         case "static":
             workload |= {"arrivals": {"kind": "burst"}, "num_requests": load.count}
         case "burst":
-            total = sum(tokens(row.isl)) + sum(tokens(row.osl or "1")) if "sharegpt" not in row.isl.lower() else 0
-            asked = harness.num_requests or next(count for most, count in BURST_REQUESTS if total <= most)
-            workload |= {"arrivals": {"kind": "burst"}, "num_requests": asked}
+            workload |= {"arrivals": {"kind": "burst"}, "num_requests": harness.num_requests or _queued(row, replicas)}
         case "poisson":
             workload |= {
                 "arrivals": {"kind": "poisson", "request_rate": load.rate},
-                "num_requests": min(load.requests or harness.num_requests or 1000, MOST_REQUESTS),
+                "num_requests": load.requests
+                or harness.num_requests
+                or max(1000, round(OPEN_LOOP_S * (load.rate or 0))),
             }
         case _:
             stages = [

@@ -19,8 +19,9 @@ SIMULATED, INSENSITIVE, SKIPPED = "simulated", "insensitive", "skipped"
 """Status of a row: counted; predicted, but its answer does not depend on the simulation; not predicted."""
 DRAIN_SHARE = 0.1
 """An open loop whose run lasts less than this share beyond its last arrival keeps up: its throughput is the offered one."""
-QUEUE_SHARE = 0.5
-"""A run whose requests wait in the queue for more than this share of their TTFT is saturated."""
+QUEUE_SHARE = 0.1
+"""A run is saturated if its requests wait in the queue for more than this share of the time they run: by Little's law, more
+than one waits for every ten that run. Waiting for the iteration under way is not saturation."""
 
 
 @dataclass(slots=True)
@@ -160,9 +161,9 @@ def _insensitive(row: MeasuredRow, case: Case, facts: RunFacts) -> bool:
 
 
 def saturated(facts: RunFacts) -> bool:
-    """Whether requests mostly wait for others to leave before they start."""
-    ttft_s = facts.latencies_s["ttft"].get("mean", 0.0)
-    return facts.queue_s > QUEUE_SHARE * ttft_s if ttft_s > 0 else False
+    """Whether requests wait for others to leave before they start."""
+    stay_s = facts.latencies_s["e2el"].get("mean", 0.0)
+    return facts.queue_s > QUEUE_SHARE * max(stay_s - facts.queue_s, 0.0)
 
 
 def regime(facts: RunFacts) -> str:
