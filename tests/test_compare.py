@@ -110,7 +110,9 @@ def test_no_part_is_negative_on_any_fabric(case: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["all_reduce", "all_gather", "all_to_all", "send_recv"])
-@pytest.mark.parametrize("name", ["dgx-h100", "cloud-h100-100gbe", "pcie-box-l40s", "dgx-1-v100", "fat-tree-oversubscribed"])
+@pytest.mark.parametrize(
+    "name", ["dgx-h100", "cloud-h100-100gbe", "pcie-box-l40s", "dgx-1-v100", "fat-tree-oversubscribed"]
+)
 def test_a_twin_communicates_no_worse_at_any_size(name: str, op: str) -> None:
     two = {"cluster": {"topology": name, "nodes": 2}, "deployment": {"tensor_parallel_size": 16}}
     deployment = Deployment.of(wide().with_overrides(two))

@@ -428,3 +428,61 @@ def test_a_scenario_names_the_backend(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert float(found.gemm(1, 512, 512, "bf16").total_s) == pytest.approx(
         FACTOR * float(ROOFLINE.gemm(1, 512, 512, "bf16").total_s)
     )
+
+
+# --- neither backend has cliffs -------------------------------------------------------------------------------------------
+
+TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "kernels"
+HAIR = 1e-6
+amounts = st.floats(0, 7).map(lambda power: float(10**power))
+"""Tokens, sequences or contexts from 1 to ten million: far beyond what anybody measured."""
+
+
+@pytest.fixture(scope="module", params=["roofline", "measured"])
+def either(request: pytest.FixtureRequest) -> KernelBackend:
+    """Each backend on an H100, the measured one over the real tables."""
+    if request.param == "roofline":
+        return ROOFLINE
+    if not TABLES.is_dir():
+        pytest.skip("needs the measured tables")
+    return MeasuredKernels(H100, GpuTables(TABLES / "h100_sxm"))
+
+
+@checked
+@given(at=amounts, heads=st.sampled_from((1, 5, 8, 40, 128)), dtype=st.sampled_from(("bf16", "fp8")))
+def test_a_hair_more_of_anything_takes_a_hair_more_time(
+    either: KernelBackend, at: float, heads: int, dtype: str
+) -> None:
+    kv = max(heads // 8, 1)
+    kernels: list[Callable[[float], float]] = [
+        lambda x: float(either.gemm(x, 7000, 300, dtype).total_s),
+        lambda x: float(either.prefill_attention(x, 0.0, heads, kv, 128, dtype).total_s),
+        lambda x: float(either.prefill_attention(100.0, x, heads, kv, 128, dtype).total_s),
+        lambda x: float(either.decode_attention(x, heads, kv, 128, dtype).fixed_s),
+        lambda x: float(sum(either.decode_attention(x, heads, kv, 128, dtype)[1:])),
+        lambda x: float(either.prefill_mla(x, 0.0, heads, 512, 64, 128, 128, dtype).total_s),
+        lambda x: float(either.decode_mla(x, heads, 512, 64, dtype).fixed_s),
+        lambda x: float(either.moe(x, 4096, 1000, 100, 50, 6, dtype).total_s),
+        lambda x: float(either.elementwise(x, 1).total_s),
+    ]
+    for kernel in kernels:
+        here, there = kernel(at), kernel(at * (1 + HAIR))
+        assert 0 <= here < np.inf
+        assert there == pytest.approx(here, rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+def test_far_beyond_the_tables_the_work_decides_and_nothing_breaks_off(either: KernelBackend, dtype: str) -> None:
+    """Ten times the tokens of the largest measured shape take ten times as long, within what fixed costs are left."""
+    assert float(
+        either.gemm(1e7, 8192, 8192, dtype).total_s / either.gemm(1e6, 8192, 8192, dtype).total_s
+    ) == pytest.approx(10, rel=0.02)
+    long = (
+        either.prefill_attention(1e6, 0.0, 8, 1, 128, dtype).total_s
+        / either.prefill_attention(1e5, 0.0, 8, 1, 128, dtype).total_s
+    )
+    assert float(long) == pytest.approx(100, rel=0.05)
+    many = (
+        either.moe(1e7, 4096, 1536, 128, 16, 8, dtype).total_s / either.moe(1e6, 4096, 1536, 128, 16, 8, dtype).total_s
+    )
+    assert float(many) == pytest.approx(10, rel=0.05)

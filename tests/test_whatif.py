@@ -6,7 +6,7 @@ import pytest
 
 from sim import Scenario
 from sim.engine.scaling import Scaling
-from sim.studies.whatif import METRICS, RESOURCES, table, tornado, whatif
+from sim.studies.whatif import METRICS, RESOURCES, Effect, WhatIf, table, tornado, whatif
 
 SMALL = {
     "name": "small",
@@ -62,3 +62,17 @@ def test_the_tornado_has_every_resource_and_names_the_strongest_first(scenario: 
     assert swings == sorted(swings, reverse=True)
     assert len(table(found).splitlines()) == 2 + 2 * len(RESOURCES)
     assert len(tornado(found).axes) == 3
+
+
+def test_the_tornado_says_what_has_no_effect_and_what_does_not_fit() -> None:
+    base = dict.fromkeys(METRICS, 100.0)
+    more, less = dict.fromkeys(METRICS, 120.0), dict.fromkeys(METRICS, 70.0)
+    effects = [Effect("KV memory", None, less), Effect("FLOPs", more, less), Effect("network latency", base, base),
+               Effect("host overhead", less, less)]  # fmt: skip
+    figure = tornado(WhatIf("made up", base, effects))
+    for axes in figure.axes:
+        said = [text.get_text() for text in axes.texts]
+        assert sorted(said) == sorted(["half does not fit", "-30.0", "+20.0", "-30.0", "no effect", "-30.0", "-30.0"])
+    same_side = [bar for bar in figure.axes[0].patches if bar.get_height() == pytest.approx(0.3)]
+    assert len(same_side) == 2  # both to the left: neither hides the other
+    assert same_side[0].get_y() != same_side[1].get_y()

@@ -238,7 +238,9 @@ class Deployment:
         where = f"{self.scenario.where}: costs"
         if self.preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
-        found = MeasuredKernels(gpu, find_tables(gpu, self.preset.name, where), fused, fp8_attention)
+        # of one engine's presets, trtllm and trtllm-cpp, the tables know the engine only
+        framework = self.preset.name.partition("-")[0]
+        found = MeasuredKernels(gpu, find_tables(gpu, framework, where), fused, fp8_attention)
         self._backends.append(found)
         return found
 

@@ -33,7 +33,7 @@ class Factor(Section):
 class EngineFactors(Section):
     """Factors on the engine's own times; null: as built in."""
 
-    preset: Literal["vllm", "trtllm", "sglang"]
+    preset: Literal["vllm", "trtllm", "trtllm-cpp", "sglang"]
     """Whose times they multiply."""
     layer: Factor | None = None
     """GPU idle time a layer between its kernels."""
@@ -45,6 +45,8 @@ class EngineFactors(Section):
     """Host time for each scheduled request."""
     stream: Factor | None = None
     """Host time for each token streamed over HTTP."""
+    launch_layer: Factor | None = None
+    """Host time to launch the kernels of a layer that no CUDA graph holds."""
     entry: Factor | None = None
     """From the client's send until the engine's queue."""
     exit: Factor | None = None

@@ -26,7 +26,7 @@ from sim.studies.benchmark_files import Benchmark
 
 PARAMETERS = ("layer", "host_step", "host_request", "entry")
 """What is fitted if nothing else is asked for."""
-ALLOWED = ("layer", "step", "host_step", "host_request", "stream", "entry", "exit")
+ALLOWED = ("layer", "step", "host_step", "host_request", "stream", "launch_layer", "entry", "exit")
 PRIOR_LOG_STD = 1.0
 """Standard deviation of a factor's logarithm before anything is measured: published engines differ by up to e from each other
 (`sim/cost/preset.py`: layer 5.5 to 7.3 us, host 0.8 to 3.1 ms an iteration, entry 8 to 20 ms)."""

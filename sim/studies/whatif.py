@@ -12,6 +12,7 @@ from sim.scenario import Scenario
 from sim.simulate import simulate
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RESOURCES = {
@@ -30,6 +31,8 @@ METRICS = {
     "output_throughput": "output tokens/s",
 }
 FACTORS = (0.5, 2.0)
+NOTHING_PERCENT = 0.05
+"""A change that would be printed as 0.0 %."""
 
 Metrics = dict[str, float | None]
 
@@ -116,21 +119,46 @@ def _change(value: float | None, base: float | None) -> str:
 
 
 def tornado(found: WhatIf) -> Figure:
-    """One panel a metric: bars from half to twice each resource, the strongest on top."""
+    """One panel a metric: bars from half to twice each resource, the strongest on top, with their change in percent."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     shown = ["p99_ttft_ms", "mean_tpot_ms", "output_throughput"]
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    effects = found.effects[::-1]
     for axes, metric in zip(figure.subplots(1, len(shown), sharey=True), shown, strict=True):
-        base = found.base[metric]
-        for row, effect in enumerate(reversed(found.effects)):
-            for case, colour in ((effect.halved, "#c44e52"), (effect.doubled, "#4c72b0")):
-                value = None if case is None else case[metric]
-                if value is not None and base:
-                    axes.barh(row, 100 * (value / base - 1), color=colour, height=0.6)
-        axes.set_yticks(range(len(found.effects)), [effect.resource for effect in reversed(found.effects)])
+        for row, effect in enumerate(effects):
+            _bars(axes, row, effect, metric, found.base[metric])
+        axes.set_yticks(range(len(effects)), [effect.resource for effect in effects])
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_title(f"{METRICS[metric]}: {_number(base)}", fontsize=10)
+        axes.margins(x=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{METRICS[metric]}: {_number(found.base[metric])}", fontsize=10)
         axes.set_xlabel("change in %")
-    figure.suptitle(f"{found.scenario}: half (red) and twice (blue) of each resource", fontsize=11)
+    colours = [Patch(color=_HALF, label="half of the resource"), Patch(color=_TWICE, label="twice the resource")]
+    figure.legend(handles=colours, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(f"{found.scenario}: what would move it", fontsize=11)
     return figure
+
+
+_HALF, _TWICE = "#c44e52", "#4c72b0"
+
+
+def _bars(axes: Axes, row: int, effect: Effect, metric: str, base: float | None) -> None:
+    """The two bars of one resource, from the longer to the shorter so that none is hidden, each with its number."""
+    cases = ((effect.halved, _HALF), (effect.doubled, _TWICE))
+    values = [(case[metric], colour) for case, colour in cases if case is not None]
+    changes = [(100 * (value / base - 1), colour) for value, colour in values if value is not None and base]
+    if effect.halved is None:
+        axes.annotate(
+            "half does not fit", (0, row), (4, 0), textcoords="offset points", va="center", fontsize=8, color=_HALF
+        )
+    if changes and max(abs(change) for change, _ in changes) < NOTHING_PERCENT:
+        axes.annotate("no effect", (0, row), (4, 0), textcoords="offset points", va="center", fontsize=8, color="grey")
+        return
+    same_side = len(changes) == len(FACTORS) and changes[0][0] * changes[1][0] > 0
+    for place, (change, colour) in enumerate(changes):
+        height, at = (0.3, row + (0.16 if place == 0 else -0.16)) if same_side else (0.6, row)
+        axes.barh(at, change, color=colour, height=height)
+        axes.annotate(f"{change:+.1f}", (change, at), (3 if change > 0 else -3, 0), textcoords="offset points", fontsize=8,
+                      va="center", ha="left" if change > 0 else "right")  # fmt: skip
