@@ -13,25 +13,33 @@ if TYPE_CHECKING:
 
 
 def knee_figure(found: Capacity) -> Figure:
-    """Two charts over the load: output tokens/s, and measured / limit of every objective, with the capacity's interval."""
+    """Two charts over the load, a line a seed: output tokens/s, and measured / limit of every objective; with the interval."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8.0, 6.0), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True)
-    trials = found.trials
-    loads = [trial.load for trial in trials]
-    top.plot(
-        loads, [t.record.get("output_throughput") or math.nan for t in trials], "o-", color=COLOURS[0], markersize=4
-    )
+    for seed, one in enumerate(found.found):
+        trials = sorted((trial for trial in one.trials if not trial.pilot), key=lambda trial: trial.load)
+        loads = [trial.load for trial in trials]
+        tokens_per_s = [trial.record.get("output_throughput") or math.nan for trial in trials]
+        top.plot(loads, tokens_per_s, "o-", color=COLOURS[0], markersize=3, linewidth=0.8)
+        for number, objective in enumerate(found.slo):
+            excess = [objective.excess(trial.record) for trial in trials]
+            label = None if seed else objective.text
+            colour = COLOURS[(number + 3) % len(COLOURS)]
+            bottom.plot(loads, excess, "o-", color=colour, label=label, markersize=3, linewidth=0.8)
     top.set_ylabel("output tokens/s")
     top.set_ylim(bottom=0)
-    for number, objective in enumerate(found.slo):
-        excess = [objective.excess(trial.record) for trial in trials]
-        bottom.plot(loads, excess, "o-", color=COLOURS[number + 1], label=objective.text, markersize=4)
+    if len(found.found) > 1:
+        top.set_title(f"a line for each of {len(found.found)} seeds", fontsize=9, loc="right")
     bottom.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     bottom.set_yscale("log")
+    bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    bottom.yaxis.set_major_formatter("{x:g}")
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     bottom.set_ylabel("measured / limit")
     bottom.set_xlabel("requests a second" if found.over == "request_rate" else "users")
     low, high = found.interval

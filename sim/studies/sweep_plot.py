@@ -30,7 +30,7 @@ def new_figure() -> tuple[Figure, Axes]:
 def metric_figure(axes: Sequence[Axis], found: Sequence[Point], metric: str) -> Figure:
     """`metric` along the first axis, one line for each value of the others."""
     figure, chart = new_figure()
-    first, others = axes[0], axes[1:]
+    first, others = axes[0], _varied(axes[1:])
     series: dict[str, list[Point]] = {}
     for point in found:
         label = ", ".join(f"{axis.label}={point.values[axis.path]}" for axis in others)
@@ -57,6 +57,11 @@ def metric_figure(axes: Sequence[Axis], found: Sequence[Point], metric: str) -> 
     return figure
 
 
+def _varied(axes: Sequence[Axis]) -> list[Axis]:
+    """Those that tell points apart."""
+    return [axis for axis in axes if len(axis.values) > 1]
+
+
 def _spread(values: Sequence[float]) -> bool:
     """Whether values stand by their ratios: positive and over more than a factor of eight."""
     return min(values) > 0 and max(values) > 8 * min(values)
@@ -69,16 +74,20 @@ def pareto_figure(axes: Sequence[Axis], found: Sequence[Point]) -> Figure:
     front = pareto(found)
     chart.plot(*_places(whole), "o", color=COLOURS[7], alpha=0.6)
     chart.plot(*_places(front), "o-", color=COLOURS[0], label="no other point is better in both")
+    varied = _varied(axes)
     for point in front:
-        label = ", ".join(f"{axis.label}={point.values[axis.path]}" for axis in axes)
+        label = ", ".join(str(point.values[axis.path]) for axis in varied)
         place = (point.metrics[USER_AXIS].mean, point.metrics[GPU_AXIS].mean)
         chart.annotate(label, place, xytext=(5, 5), textcoords="offset points", fontsize=7)
+    if varied:
+        chart.set_title("numbers: " + ", ".join(axis.label for axis in varied), fontsize=9, loc="right")
+    chart.margins(0.1)
     chart.set_xlabel("tokens/s a user (1 / median TPOT)")
     chart.set_ylabel("output tokens/s a GPU")
     chart.set_xlim(left=0)
     chart.set_ylim(bottom=0)
     chart.grid(alpha=0.3)
-    chart.legend(frameon=False)
+    chart.legend(frameon=False, loc="upper right")
     return figure
 
 
