@@ -175,8 +175,9 @@ display(Markdown("\n".join(table)))
 # - It is **wrong for what a user feels** beyond some fifty users: there the two cards on NVLink give a token sooner, and more of
 #   them in all.
 # - **One node before several** holds without exception here: two nodes never beat the same two cards in one. Against one card
-#   in int4 they never give more tokens in all. A token comes sooner from about a hundred users on, but not because two nodes are
-#   quick: bf16 leaves room for fewer than seventy users, and the others wait for seconds, while one card in int4 runs all 128 at once.
+#   in int4 they never give more tokens in all. A token comes sooner from about a hundred users on, but not because two nodes
+#   are quick: bf16 leaves room for fewer than seventy users, and the others wait for seconds, while one card in int4 runs all
+#   128 at once.
 # - How much worse depends on the wire and on the cut. Over InfiniBand a tensor-parallel pair in two nodes loses little with few
 #   users; over 100 GbE it loses more with every user, because the bytes of an all-reduce grow with the batch. A pipeline sends
 #   the hidden state once instead of 160 times: slow for one user, who waits for both stages in turn, but from some twenty-five

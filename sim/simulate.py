@@ -19,7 +19,7 @@ from sim.engine.versions import version_notes
 from sim.errors import DoesNotFit, InputError, located
 from sim.results.checks import over_length, run_checks
 from sim.results.latency import Latency
-from sim.results.provenance import Regime, extrapolations, provenance
+from sim.results.provenance import Origin, Regime, extrapolations, provenance
 from sim.results.result import Columns, Result
 from sim.results.speculation import speculation_notes
 from sim.results.walls import Walls, shortest_iteration_s
@@ -112,11 +112,10 @@ class _Run:
 
     def result(self, outcome: Outcome, started_s: float) -> Result:
         """Columns, walls and self-checks of the finished run."""
-        fleet, recorder, preset = self.fleet, self.recorder, self.fleet.pools[0].preset
+        fleet, recorder, preset, scenario = self.fleet, self.recorder, self.fleet.pools[0].preset, self.fleet.scenario
         order_in_time(recorder)
         requests, steps = recorder.request_columns(), recorder.step_columns()
-        gaps = recorder.gaps.to_columns()
-        chunks = recorder.chunks.to_columns()
+        gaps, chunks = recorder.gaps.to_columns(), recorder.chunks.to_columns()
         latency = Latency(
             Walls(fleet.costs, steps, chunks, preset, fleet.contended),
             requests,
@@ -127,13 +126,8 @@ class _Run:
             transfers=fleet.disaggregated,
             fetches=recorder.fetches.to_columns(),
         )
-        scenario = fleet.scenario
-        from_trace = scenario.workload.arrivals.kind == "trace"
-        origins = provenance(fleet.pools, fleet.costs, Regime.of(requests, steps), from_trace)
-        notes = [note for pool in fleet.pools for note in pool.origins()] + extrapolations(origins)
-        notes += speculation_notes(fleet.costs, steps) + _asked_notes(scenario, self.workload)
-        if self.changes is not None:
-            notes.append(self.changes.note(outcome.end_s))
+        regime, from_trace = Regime.of(requests, steps), scenario.workload.arrivals.kind == "trace"
+        origins = provenance(fleet.pools, fleet.costs, regime, from_trace)
         result = Result(
             scenario=scenario.to_dict(),
             requests=requests,
@@ -150,11 +144,7 @@ class _Run:
             num_gpus=sum(len(pool.gpu_names) for pool in fleet.pools),
             exit_s=preset.exit_s,
             oom=self._oom(outcome),
-            notes=[
-                *dict.fromkeys(notes),
-                *_cut_short(requests, fleet.max_model_len),
-                *([outcome.stuck] if outcome.stuck else []),
-            ],
+            notes=self._notes(origins, requests, steps, outcome),
             provenance=origins,
             scenario_object=scenario,
         )
@@ -170,6 +160,16 @@ class _Run:
         result.self_checks.append(latency.check())
         result.wall_seconds = time.perf_counter() - started_s
         return result
+
+    def _notes(self, origins: list[Origin], requests: Columns, steps: dict[str, Any], outcome: Outcome) -> list[str]:
+        """What the reader of an answer should know beside its numbers."""
+        fleet = self.fleet
+        notes = [note for pool in fleet.pools for note in pool.origins()] + extrapolations(origins)
+        notes += speculation_notes(fleet.costs, steps) + _asked_notes(fleet.scenario, self.workload)
+        if self.changes is not None:
+            notes.append(self.changes.note(outcome.end_s))
+        cut = _cut_short(requests, fleet.max_model_len)
+        return [*dict.fromkeys(notes), *cut, *([outcome.stuck] if outcome.stuck else [])]
 
     def _oom(self, outcome: Outcome) -> dict[str, Any] | None:
         """Where, when, by whom and by how much memory ran out."""

@@ -59,13 +59,12 @@ def validate(
         validate_report.plot(rows, plot)
     groups = validate_report.groups(rows)
     skipped = [{"id": row.id, "reason": row.reason} for row in rows if row.status == SKIPPED]
+    simulated = len(rows) - len(skipped)
     if json:
-        print_json(
-            {"groups": [asdict(g) for g in groups], "simulated": len(rows) - len(skipped), "skipped": len(skipped)}
-        )
+        print_json({"groups": [asdict(g) for g in groups], "simulated": simulated, "skipped": len(skipped)})
         return
     print(group_table(groups))
-    print(f"\n{len(rows) - len(skipped)} of {len(rows)} rows predicted; {len(skipped)} not:")
+    print(f"\n{simulated} of {len(rows)} rows predicted; {len(skipped)} not:")
     for reason, count in validate_report.skipped(rows).items():
         print(f"  {count:5d}  {reason}")
     _print_worst(rows)
