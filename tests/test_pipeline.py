@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.cost.causes import INDEX
 from sim.cost.collectives import Communicator
 from sim.cost.pipeline import PipelineCost
 from sim.engine.deployment import Deployment
 from sim.results.result import Result
+from sim.results.walls import Walls
 from sim.scenario import Scenario
 from sim.simulate import simulate
 
@@ -232,6 +234,30 @@ def test_replicas_that_differ_in_their_hand_over_only() -> None:
     assert isinstance(near, PipelineCost)
     assert isinstance(far, PipelineCost)
     assert far.hand_over_s[0][1] > near.hand_over_s[0][1]
+
+
+def test_hand_overs_that_meet_on_one_port_wait_for_each_other_and_not_for_a_stage() -> None:
+    """Two pipelines from node to node over one Ethernet port: what each loses to the other stands under its own cause."""
+    names = ["n0.g0", "n1.g0", "n0.g1", "n1.g1"]
+    asked = scenario(
+        requests=2, cluster={"topology": "cloud-h100-10gbe", "nodes": 4},
+        deployment={"data_parallel_size": 2, "placement": names},
+    )  # fmt: skip
+    together = run(asked)
+    apart = run(asked.with_overrides({"deployment.placement": [*names[:2], "n2.g1", "n3.g1"]}))
+    assert "shared_s" not in apart.steps
+    # both prompts are handed over at once: twice the bytes at the port's rate, instead of the time alone
+    bytes_each, alone_s = PROMPT * 2 * 4096 * 2, cost_of(asked).hand_over_s[0][PROMPT]
+    lost_s = 2 * bytes_each / 1.25e9 - alone_s
+    prompts = together.steps["prefills"] > 0
+    np.testing.assert_allclose(together.steps["shared_s"][prompts], [lost_s, lost_s], rtol=1e-9)
+    decoding = together.steps["prefills"] == 0
+    rows = {name: column[decoding] for name, column in together.steps.items()}
+    chunks = {name: np.zeros(0, np.int64) for name in ("step", "request", "start", "tokens")}
+    costs = [Deployment.of(asked).cost(replica) for replica in (0, 1)]
+    causes = Walls(costs, rows, chunks, Deployment.of(asked).preset).step_causes
+    np.testing.assert_allclose(causes[INDEX["shared_links"]], rows["shared_s"])
+    np.testing.assert_allclose(causes[INDEX["pipeline_bubble"]], 0.0, atol=1e-12)  # one batch each waits for no stage
 
 
 # --- memory runs out ----------------------------------------------------------------------------------------------------

@@ -22,18 +22,28 @@ from sim.engine.replica import Boundary, KvOutOfMemory
 from sim.engine.sequence import DECODING, NEVER, Sequence
 from sim.engine.wires import Amounts
 
+# differences of a clock's readings are not exact
+_ROUNDING = 1e-9
+
 
 class Lane:
     """One batch in flight after another."""
 
-    __slots__ = ("at_end", "batch", "index", "scheduler", "start_s")
+    __slots__ = ("at_end", "batch", "index", "scheduler", "shared_s", "start_s")
 
     def __init__(self, index: int, scheduler: LaneScheduler, on_end: Callable[[Lane], None]) -> None:
         self.index = index
         self.scheduler = scheduler
         self.batch: Batch | None = None
         self.start_s = 0.0
+        self.shared_s = 0.0
+        """What its batch has lost so far to others on the same links."""
         self.at_end: Callable[[Event], None] = lambda _: on_end(self)
+
+    def lost(self, took_s: float, alone_s: float) -> None:
+        """Something that takes `alone_s` alone took `took_s`."""
+        if took_s > alone_s * (1 + _ROUNDING):
+            self.shared_s += took_s - alone_s
 
 
 class PipelineReplica:
@@ -150,7 +160,7 @@ class PipelineReplica:
     def _start(self, lane: Lane, batch: Batch) -> None:
         """Sends a batch through the stages."""
         now_s = self.env.now
-        lane.batch, lane.start_s, lane.scheduler.in_flight = batch, now_s, True
+        lane.batch, lane.start_s, lane.shared_s, lane.scheduler.in_flight = batch, now_s, 0.0, True
         requests = batch.decodes + len(batch.chunks)
         self._host_free_s = ready_s = max(now_s, self._host_free_s) + self._cost.host_s[requests]
         if self._fluid is not None:
@@ -176,17 +186,23 @@ class PipelineReplica:
             if before and not before[stage].processed:
                 yield before[stage]
             for phase in pricing.kernels(batch):
+                begin_s = env.now
                 yield self._fluid.start(phase.amounts, phase.alone_s, phase.latency_s)
+                lane.lost(env.now - begin_s, phase.alone_s + phase.latency_s)
             mine[stage].succeed()
             if stage < last:
                 loads = self._hand_overs[stage]
-                yield self._fluid.start(loads(tokens) if loads else {}, self._cost.hand_over_s[stage][tokens])
+                begin_s, alone_s = env.now, self._cost.hand_over_s[stage][tokens]
+                yield self._fluid.start(loads(tokens) if loads else {}, alone_s)
+                lane.lost(env.now - begin_s, alone_s)
         Boundary(env, 0.0, lane.at_end)
 
     def _record(self, lane: Lane, batch: Batch, now_s: float) -> None:
         recorder, scheduler = self._recorder, lane.scheduler
         step = recorder.num_steps
         pool = scheduler.pool
+        if lane.shared_s:
+            recorder.shared.append((step, lane.shared_s))
         for start, tokens, seq, last in batch.chunks:
             recorder.chunks.append((step, seq.id, start, tokens))
             if last:

@@ -22,10 +22,11 @@ STEP_COLUMNS = (
 CHUNK_COLUMNS = ("step", "request", "start", "tokens")
 EVENT_COLUMNS = ("step", "count")
 LOCK_STEP_COLUMNS = ("step", "rows", "group_rows", "widest_rows", "overlapped")
+SHARED_COLUMNS = ("step", "shared_s")
 GAP_COLUMNS = ("request", "replica", "start_s", "end_s")
 FETCH_COLUMNS = (*GAP_COLUMNS, "tokens")
 REAL_COLUMNS = frozenset(
-    {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s"}
+    {"arrival_s", "scheduled_s", "first_token_s", "finish_s", "start_s", "first_s", "growth_s", "end_s", "shared_s"}
 )
 """Every other column holds whole numbers."""
 FINISHED, REJECTED, CUT = 0, 1, 2
@@ -96,6 +97,8 @@ class Recorder:
         """Tokens that the decodes of a step got beyond one each (speculative decoding)."""
         self.lock_steps = Table(LOCK_STEP_COLUMNS)
         """Of ranks in lock-step: rows a step ran, its own, of all ranks, of the widest; whether as two half batches."""
+        self.shared = Table(SHARED_COLUMNS)
+        """What a passage through pipeline stages lost to others on the same links."""
         self.num_steps = 0
         self.preemptions = 0
         self._pack, self._write = self.requests.pack, self.requests.write
@@ -135,7 +138,10 @@ class Recorder:
         accepted = self.accepted.to_columns()
         if len(accepted["step"]):
             steps["extra_tokens"] = per_step(accepted, "count")
-        shared = self.lock_steps.to_columns()
+        together = self.lock_steps.to_columns()
+        if len(together["step"]):
+            steps.update((name, per_step(together, name)) for name in LOCK_STEP_COLUMNS[1:])
+        shared = self.shared.to_columns()
         if len(shared["step"]):
-            steps.update((name, per_step(shared, name)) for name in LOCK_STEP_COLUMNS[1:])
+            steps["shared_s"] = np.bincount(shared["step"], shared["shared_s"], count)
         return steps

@@ -105,6 +105,7 @@ class Walls:
             sharing = np.isin(steps["replica"] // self._lanes, list(self._sharing))
             causes[INDEX["shared_links"]] += np.where(sharing, durations - causes.sum(axis=0), 0.0)
         if isinstance(cost, PipelineCost):  # what is left of a passage is waiting for stages and for the host
+            causes[INDEX["shared_links"]] += steps.get("shared_s", 0.0)
             causes[INDEX["pipeline_bubble"]] += durations - causes.sum(axis=0)
         return causes, np.where(steps["decodes"] > 0, np.where(mixed, decode_only, causes), 0.0)
 

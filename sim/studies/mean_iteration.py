@@ -74,7 +74,7 @@ def mean_causes(deployment: Deployment, iterations: Iterations) -> Causes:
     max(host + passage, batches x slowest stage, batches x host), the period of a cyclic flow shop.
     """
     costs = [deployment.cost(replica) for replica in range(deployment.sharding.data)]
-    timeless = iterations.steps | {
+    timeless = {name: column for name, column in iterations.steps.items() if name != "shared_s"} | {
         "first_s": np.zeros(len(iterations.weights)),
         "growth_s": np.zeros(len(iterations.weights)),
     }
@@ -106,8 +106,10 @@ def mean_sharing_s(deployment: Deployment, iterations: Iterations) -> float:
     """What the mean iteration waited in the run for others on the same links; 0 where nothing is shared."""
     members = [(deployment, replica) for replica in range(deployment.sharding.data)]
     sharing = Wires(members).sharing
-    if not sharing or deployment.sharding.pipeline > 1:
+    if not sharing:
         return 0.0
+    if deployment.sharding.pipeline > 1:
+        return float(iterations.mean(iterations.steps.get("shared_s", np.zeros(len(iterations.weights)))))
     costs = [deployment.cost(replica) for replica in range(deployment.sharding.data)]
     walls = Walls(costs, iterations.steps, iterations.chunks, deployment.preset, sharing)
     return float(iterations.mean(walls.step_causes[INDEX["shared_links"]]))
