@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sim.cost.collective_constants import CONSTANTS, LinkConstants, Method
-from sim.cost.collectives import OPS, Communicator, calibrated
+from sim.cost.collectives import OPS, CollectiveTime, Communicator, calibrated
 from sim.cost.kernels import Floats
-from sim.errors import InputError
+from sim.errors import InputError, nearest
 from sim.hardware.topology import Topology
 from sim.hardware.topology_language import LINK_KINDS, CalibrationSpec
 
@@ -119,21 +119,7 @@ def calibrate(
     Raises:
         InputError: fewer than three sizes, or a kind that the collective does not cross.
     """
-    from scipy.optimize import least_squares
-
-    where = "calibrate collectives"
-    if len(sizes_bytes) < 3:
-        raise InputError(where, f"got {len(sizes_bytes)} sizes", "three numbers need three sizes at least")
-    if kind not in LINK_KINDS:
-        raise InputError(where, f"unknown link kind '{kind}'", f"allowed: {', '.join(LINK_KINDS)}")
-    probe = Communicator(topology, gpus, "nccl").time(op, float(np.max(sizes_bytes)))
-    if kind not in probe.edge_bytes_by_kind:
-        crossed = ", ".join(sorted(probe.edge_bytes_by_kind))
-        raise InputError(
-            where, f"{op} among {len(gpus)} GPUs of {topology.name} crosses no {kind}", f"it crosses {crossed}"
-        )
-    simple = _simple(CONSTANTS[kind], op)
-
+    probe = _probe(topology, gpus, op, sizes_bytes, kind)
     # of a single step only the sum of start and overhead shows: all of it is then the step's
     most_start_us = 1e5 if probe.steps > 1 else 1e-6
 
@@ -146,11 +132,36 @@ def calibrate(
         latency, bandwidth = Communicator(bare, gpus, "nccl", constants).times(op, sizes_bytes)
         return latency + bandwidth
 
+    found = _fitted(lambda values: np.log(predicted(values) / times_s), _simple(CONSTANTS[kind], op), most_start_us)
+    start, step, efficiency = found.tolist()
+    return Calibration(kind, op, start * 1e-6, step * 1e-6, efficiency, sizes_bytes, times_s, predicted(found), source)
+
+
+def _probe(topology: Topology, gpus: Sequence[str], op: str, sizes_bytes: Floats, kind: str) -> CollectiveTime:
+    """The largest of the measured collectives, by the constants that are to be replaced; errors as `calibrate`."""
+    where = "calibrate collectives"
+    if len(sizes_bytes) < 3:
+        raise InputError(where, f"got {len(sizes_bytes)} sizes", "three numbers need three sizes at least")
+    if kind not in LINK_KINDS:
+        raise InputError(where, f"unknown link kind '{kind}'", nearest(kind, LINK_KINDS))
+    probe = Communicator(topology, gpus, "nccl").time(op, float(np.max(sizes_bytes)))
+    if kind not in probe.edge_bytes_by_kind:
+        crossed = ", ".join(sorted(probe.edge_bytes_by_kind))
+        raise InputError(
+            where, f"{op} among {len(gpus)} GPUs of {topology.name} crosses no {kind}", f"it crosses {crossed}"
+        )
+    return probe
+
+
+def _fitted(errors: Callable[[Floats], Floats], simple: Method, most_start_us: float) -> Floats:
+    """Start and step in us, and efficiency, with the least robust squared errors."""
+    from scipy.optimize import least_squares
+
     # which algorithm is the fastest changes with the constants, so that the error has several valleys: start in each
     fits = [
         least_squares(
-            lambda values: np.log(predicted(values) / times_s),
-            x0=[most_start_us / 2 if probe.steps == 1 else 1.0, step_us, efficiency],
+            errors,
+            x0=[min(1.0, most_start_us / 2), step_us, efficiency],
             bounds=([0.0, 0.01, 1e-3], [most_start_us, 1e5, 1.0]),
             x_scale=[10.0, 10.0, 0.5],
             loss="soft_l1",
@@ -160,9 +171,7 @@ def calibrate(
         for step_us in (simple.step_s * 1e6, 4 * simple.step_s * 1e6)
         for efficiency in (0.9 * simple.efficiency, 0.3 * simple.efficiency)
     ]
-    fit = min(fits, key=lambda found: float(found.cost))
-    start, step, efficiency = (float(value) for value in fit.x)
-    return Calibration(kind, op, start * 1e-6, step * 1e-6, efficiency, sizes_bytes, times_s, predicted(fit.x), source)
+    return np.asarray(min(fits, key=lambda found: float(found.cost)).x, dtype=np.float64)
 
 
 def _simple(constants: LinkConstants, op: str) -> Method:
