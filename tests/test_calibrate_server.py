@@ -57,6 +57,9 @@ def test_hidden_times_lie_within_their_intervals_and_the_file_reproduces_the_run
     assert max(abs(row["error"]) for row in fit["after"] if row["statistic"] == "mean") < 0.04
     assert min(row["error"] for row in fit["before"] if row["latency"] == "tpot") < -0.1
     assert "entry" not in fit["undetermined"]
+    # the sum is known far better than engines are alike, and --uncertainty draws from what is left
+    assert fit["log_std"] < 0.15
+    assert yaml.safe_load(mine.read_text())["engine"]["log_std"] == pytest.approx(fit["log_std"], rel=0.01)
     again = json.loads(
         command(
             "run",

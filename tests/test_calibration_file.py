@@ -16,6 +16,7 @@ from sim.cost.preset import PRESETS
 from sim.engine.deployment import Deployment
 from sim.engine.scaling import Scaling
 from sim.errors import InputError
+from sim.results.provenance import HOST_LOG_STD
 from sim.studies.attachments import attach
 from sim.studies.calibration_file import factor, write_calibration
 
@@ -63,6 +64,13 @@ def test_the_result_names_the_file_and_what_it_was_fitted_to(tmp_path: Path) -> 
     assert origin.source.startswith("fitted by file mine.yaml (")
     assert origin.source.endswith("): by hand")
     assert origin.source in result.notes
+    assert origin.log_std == HOST_LOG_STD
+
+
+def test_what_a_run_left_open_of_an_engine_is_what_uncertainty_draws_from(tmp_path: Path) -> None:
+    result = simulate(scenario(tmp_path, ENGINE.replace("vllm,", "vllm, log_std: 0.04,")))
+    (origin,) = [one for one in result.provenance if one.number == "engine: vllm"]
+    assert origin.log_std == 0.04
 
 
 def test_kernels_of_one_kind_take_longer_and_what_ifs_multiply_on_top(tmp_path: Path) -> None:

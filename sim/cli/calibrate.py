@@ -64,13 +64,17 @@ def _from_benchmark(
     fit = calibrate_server(repeated, measured, names or PARAMETERS)
     if out is not None:
         factors = {name: factor(value, fit.intervals[name]) for name, value in fit.factors.items()}
-        write_calibration(out, fitted_to(path, measured.tool), engine={"preset": fit.engine, **factors})
+        write_calibration(
+            out,
+            fitted_to(path, measured.tool),
+            engine={"preset": fit.engine, "log_std": float(f"{fit.log_std:.3g}"), **factors},
+        )
     if json:
         errors = {
             when: [{"latency": a, "statistic": b, "error": error} for (a, b), error in getattr(fit, when).items()]
             for when in ("before", "after")
         }
-        kept = {"engine": fit.engine, "factors": fit.factors, "intervals": fit.intervals}
+        kept = {"engine": fit.engine, "factors": fit.factors, "intervals": fit.intervals, "log_std": fit.log_std}
         print_json({**kept, "undetermined": list(fit.undetermined), **errors})
     else:
         print(fit.text())

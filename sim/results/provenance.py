@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from sim.cost.fits import arithmetic
 from sim.cost.pipeline import PipelineCost
-from sim.cost.preset import EnginePreset
 from sim.cost.step import StepCost
 from sim.engine.deployment import Deployment
 from sim.hardware.gpu import ALL_MEASURED, Gpu
@@ -135,7 +134,7 @@ def provenance(
         found += _collectives(pool)
     if len({id(pool) for pool in pools}) > 1:
         found += _links(pools[0], [pools[0].gpu_names[0], pools[-1].gpu_names[0]])
-    found += [_engine(preset) for preset in {pool.preset.name: pool.preset for pool in pools}.values()]
+    found += [_engine(pool) for pool in {pool.preset.name: pool for pool in pools}.values()]
     if not pools[0].preset.ideal:
         found.append(Origin("memory beside weights and KV cache", "fitted", CONTEXT_OUTSIDE_BUDGET.source))
     source = "the trace that the scenario names" if from_trace else "the scenario's own distributions"
@@ -293,10 +292,12 @@ def _links(pool: Deployment, ranks: Sequence[str]) -> list[Origin]:
     return found
 
 
-def _engine(preset: EnginePreset) -> Origin:
+def _engine(pool: Deployment) -> Origin:
+    preset, own = pool.preset, pool.calibration and pool.calibration.engine
     if preset.ideal:
         return Origin("engine: ideal", "assumed", preset.source)
-    return Origin(f"engine: {preset.name}", "fitted", preset.source, None, None, ("host",), HOST_LOG_STD)
+    spread = HOST_LOG_STD if not own or own.log_std is None else own.log_std
+    return Origin(f"engine: {preset.name}", "fitted", preset.source, None, None, ("host",), spread)
 
 
 def extrapolations(origins: Iterable[Origin]) -> list[str]:

@@ -35,6 +35,8 @@ class EngineFactors(Section):
 
     preset: Literal["vllm", "trtllm", "trtllm-cpp", "sglang"]
     """Whose times they multiply."""
+    log_std: Annotated[float, Field(ge=0)] | None = None
+    """Standard deviation of the logarithm of what all of them together may be off by; null: as far as engines differ."""
     layer: Factor | None = None
     """GPU idle time a layer between its kernels."""
     step: Factor | None = None
@@ -55,7 +57,7 @@ class EngineFactors(Section):
     @property
     def by_field(self) -> dict[str, float]:
         """Factor by field of `sim.cost.preset.EnginePreset`, those given."""
-        given = {name: getattr(self, name) for name in type(self).model_fields if name != "preset"}
+        given = {name: getattr(self, name) for name in type(self).model_fields if name not in ("preset", "log_std")}
         return {f"{name}_s": found.factor for name, found in given.items() if found is not None}
 
 

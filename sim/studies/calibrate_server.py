@@ -56,6 +56,8 @@ class ServerFit:
     """By time of the preset, 1: as built in."""
     intervals: Mapping[str, tuple[float, float]]
     """95 %, by the curvature of the fit."""
+    log_std: float
+    """Of the logarithm of one factor on all of them: what the run leaves open of their sum, which it knows best."""
     undetermined: Sequence[str]
     """Times that the run says next to nothing about."""
     before: Mapping[tuple[str, str], float]
@@ -99,27 +101,29 @@ def calibrate_server(scenario: Scenario, measured: Benchmark, names: Sequence[st
             found = [_latencies_s(simulate(run)) for run in runs[:SEEDS]]
         return np.asarray(np.log([[one[key] for key in keys] for one in found]).mean(axis=0) - logs)
 
-    x, deviation = _solve(lambda x: np.concatenate([weights * errors(x), x / PRIOR_LOG_STD]), len(names))
+    x, deviation, together = _solve(lambda x: np.concatenate([weights * errors(x), x / PRIOR_LOG_STD]), len(names))
     before, after = np.expm1(errors(np.zeros(len(names)))), np.expm1(errors(x))
     bounds = np.exp(x - NORMAL_95 * deviation), np.exp(x + NORMAL_95 * deviation)
     return ServerFit(
         engine,
         {name: float(factor) for name, factor in zip(names, np.exp(x), strict=True)},
         {name: (float(a), float(b)) for name, a, b in zip(names, *bounds, strict=True)},
+        together,
         [name for name, std in zip(names, deviation, strict=True) if std > PRIOR_LOG_STD / 2],
         {key: float(error) for key, error in zip(keys, before, strict=True)},
         {key: float(error) for key, error in zip(keys, after, strict=True)},
     )
 
 
-def _solve(residuals: Callable[[Floats], Floats], count: int) -> tuple[Floats, Floats]:
-    """(logarithms of the factors, their standard deviations)."""
+def _solve(residuals: Callable[[Floats], Floats], count: int) -> tuple[Floats, Floats, float]:
+    """(logarithms of the factors, their standard deviations, that of a factor common to all)."""
     from scipy.optimize import least_squares
 
     # steps are relative to the variable, so it must not start at 0
     found = least_squares(lambda u: residuals(u - 1), np.ones(count), diff_step=STEP, max_nfev=12, xtol=1e-2)
-    covariance = np.linalg.inv(found.jac.T @ found.jac)
-    return np.asarray(found.x - 1), np.sqrt(np.diag(covariance))
+    information = found.jac.T @ found.jac
+    deviation = np.sqrt(np.diag(np.linalg.inv(information)))
+    return np.asarray(found.x - 1), deviation, float(information.sum() ** -0.5)
 
 
 @contextmanager

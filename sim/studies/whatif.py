@@ -132,6 +132,7 @@ def tornado(found: WhatIf) -> Figure:
         axes.set_yticks(range(len(effects)), [effect.resource for effect in effects])
         axes.axvline(0, color="black", linewidth=0.8)
         axes.margins(x=0.2)
+        axes.set_ylim(-0.6, len(effects) - 0.4)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(f"{METRICS[metric]}: {_number(found.base[metric])}", fontsize=10)
         axes.set_xlabel("change in %")
