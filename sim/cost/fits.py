@@ -89,14 +89,16 @@ def cycles_per_s(gpu: Gpu) -> float:
     return gpu.sm_count * gpu.boost_hz
 
 
-def _rows(m: Floats, whole: float) -> Floats:
-    """Rows that the tensor cores multiply for `m` tokens: pairs of 128-row tiles beyond one tile, 64 rows at least.
+def _rows(m: Floats, whole: float, tuned: bool) -> Floats:
+    """Rows that the tensor cores multiply for `m` tokens: pairs of 128-row tiles beyond one tile, 64 rows at least; an engine
+    that tries its kernels has tiles of 192 rows too.
 
     Between whole tokens a new tile opens gradually, so that the function has no jump.
     """
     pairs = np.floor(m / (2 * TILE))
     many = 2 * TILE * (pairs + np.minimum(m - 2 * TILE * pairs, 1.0))
-    few = TILE / 2 * (1 + np.clip(m - TILE / 2, 0, 1)) + TILE * np.clip(m - TILE, 0, 1)
+    third = 1.5 * TILE if tuned else TILE
+    few = TILE / 2 * (1 + np.clip(m - TILE / 2, 0, 1) + np.clip(m - TILE, 0, 1) + np.clip(m - third, 0, 1))
     return np.asarray(m + whole * (np.where(m < 2 * TILE, few, many) - m))
 
 
@@ -119,7 +121,9 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     activation = weight if quantised else ACTIVATION_BYTES
     hbm, peak = gpu.hbm_bytes_per_s, peak_flops_per_s(gpu, dtype)
     one_tile_s = 2 * np.clip(m, TILE / 2, TILE) * TILE * k / (peak / gpu.sm_count)
-    compute_s = (2 * _rows(m, c.get("whole", 0.0)) * n * k / peak + c["serial"] * one_tile_s) / c["compute"]
+    compute_s = (2 * _rows(m, c.get("whole", 0.0), "tuned" in c) * n * k / peak + c["serial"] * one_tile_s) / c[
+        "compute"
+    ]
     moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c["activation"] * hbm)
     memory_s = n * k * weight / (c["memory"] * hbm) + moved_s
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])

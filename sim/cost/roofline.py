@@ -73,7 +73,8 @@ class Roofline:
         own = dtype if fits.arithmetic(self.gpu, dtype) != "bf16" else "bf16"
         c = self.constants("gemm", own)
         if self.fused_quantisation and not self.ideal:
-            c = {**c, "quantise_row_s": 0.0, "quantise": float("inf"), "compute": self._best_compute(own)}
+            static = {"quantise_row_s": 0.0, "quantise": float("inf"), "tuned": 1.0}
+            c = {**c, **static, "compute": self._best_compute(own)}
         return fits.gemm(c, self.gpu, m, n, k, dtype)
 
     def _best_compute(self, dtype: str) -> float:

@@ -19,6 +19,8 @@ from sim.studies.measured_scenarios import cluster_of, precision_of
 
 ENGINES = ("vllm", "trtllm", "sglang")
 """Whose layers, not whose bare kernels, an operator row times."""
+PYTORCH_MATMUL_S = 21e-6
+"""Overhead of one torch.matmul beside its kernel, measured on an A100 (LLMCompass, its constants of the A100)."""
 COLLECTIVES = {
     "all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter", "alltoall": "all_to_all",
     "all_to_all": "all_to_all", "send_recv": "send_recv", "broadcast": "broadcast",
@@ -103,7 +105,7 @@ def _operator(row: MeasuredRow) -> float:
     load = parse_load(row.load)
     if load.shape is not None:
         m, n, k = load.shape
-        seconds = float(backend.gemm(float(m), n, k, _weights(row)).total_s)
+        seconds = float(backend.gemm(float(m), n, k, _weights(row)).total_s) + _launched_alone_s(row)
         return 2.0 * m * n * k / seconds if row.unit == "TFLOP/s" else seconds
     name = re.sub(r"_latency.*$", "", row.metric)
     if name in VIDUR_LAYER and load.kind == "tokens":
@@ -114,6 +116,11 @@ def _operator(row: MeasuredRow) -> float:
     if "attention" in name and load.kind == "static":
         return _attention(row, backend, load.count, name)
     raise InputError("metric", f"got '{row.metric}'", "no kernel of this name is priced alone")
+
+
+def _launched_alone_s(row: MeasuredRow) -> float:
+    """What a host adds that launches one kernel and waits for it."""
+    return PYTORCH_MATMUL_S if row.engine.startswith("PyTorch") else 0.0
 
 
 def _weights(row: MeasuredRow) -> str:
