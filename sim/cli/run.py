@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -147,6 +148,16 @@ def open_study(out: Path | None, resume: bool = True) -> Study:
     if out is None:
         say(f"results in {RESULTS}")
     return Study(out or RESULTS, resume)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """What Ctrl-C ends in the block can be taken up again: what had finished is in the journal."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted: the same command goes on")
+        raise typer.Exit(130) from None
 
 
 def _record(entry: Mapping[str, Any], scenario: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sim.cli.options import Json, Overrides, ScenarioArgument, load_one, print_json, say
-from sim.cli.run import ExecutorOption, Jobs, Resume, Timeout, open_study, run_cases, wall_time_s
+from sim.cli.run import ExecutorOption, Jobs, Resume, Timeout, open_study, resumable, run_cases, wall_time_s
 from sim.errors import InputError
 
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Results folder: ledger, figures, resumable.")]
@@ -139,7 +139,7 @@ def capacity(
 
     loaded = load_one(scenario, settings)
     wanted = objectives(slo, loaded.slo)
-    with open_study(out, resume) as study:
+    with resumable(), open_study(out, resume) as study:
         with ProgressLine("capacity", None, "runs") as progress, open_workers(executor, jobs) as workers:
             found = find(
                 loaded, wanted, study, workers, seeds=seeds, tolerance=tolerance, told=lambda runs: progress(0.0, runs)
@@ -194,7 +194,7 @@ def plan(
     base = plan_base(model, workload)
     wanted = objectives(slo, limits_of(base), USUAL_SLO)
     question = Question(base, wanted, offers, max_gpus, known_precisions(precisions))
-    with open_study(out, resume) as study:
+    with resumable(), open_study(out, resume) as study:
         with ProgressLine("plan", None, "runs") as progress, open_workers(executor, jobs) as workers:
             choices = find(question, study, workers, lambda stage, runs: progress(0.0, runs, f", {stage}"))
         write_plan(choices, study.folder)
