@@ -163,7 +163,11 @@ def test_the_golden_rule_holds_or_not_and_says_why() -> None:
     unfit = Choice(candidate(), "infeasible", "does not fit: 141.1 GB")
     assert "no single card can do it (does not fit: 141.1 GB)" in golden_rule([unfit, two])
     assert "one node before several holds" in golden_rule([one, choice(3.0, tensor=8, pipeline=2)])
+    copies = choice(0.9, precision="int4", data=2)
+    assert "one card before several holds: one h100-sxm in int4 ($1.00)" in golden_rule([one, two, copies])
     prices = Prices("2025-06", "a test", {})
+    told = "2 copies of one h100-sxm in int4 behind one router carry 2 requests/s, -50% a copy."
+    assert told in plan_text([one, copies], prices)
     text = plan_text([one, two, unfit], prices, request_rate=5.0)
     assert text.startswith("Deploy one h100-sxm in int4: $1.00 a million output tokens at 2 requests/s.")
     assert "For 5 requests/s it takes 3 of them (3 GPUs, $9.00 an hour)." in text

@@ -37,7 +37,7 @@ def _answer(ranked: Sequence[Choice], request_rate: float | None) -> str:
     best = ranked[0]
     assert best.cost is not None
     lines = [
-        f"Deploy {best.candidate.words}: ${best.usd:.2f} a million output tokens"
+        f"Deploy {best.candidate.words}: ${_money(best.usd)} a million output tokens"
         f" at {best.cost.request_rate:.3g} requests/s."
     ]
     if request_rate is not None:
@@ -47,7 +47,9 @@ def _answer(ranked: Sequence[Choice], request_rate: float | None) -> str:
             f" ({count * best.candidate.gpus} GPUs, ${count * best.candidate.usd_per_h:,.2f} an hour)."
         )
     if len(ranked) > 1:
-        lines.append(f"It beats {ranked[1].candidate.words} (${ranked[1].usd:.2f}) because {because(best, ranked[1])}.")
+        lines.append(
+            f"It beats {ranked[1].candidate.words} (${_money(ranked[1].usd)}) because {because(best, ranked[1])}."
+        )
     quick = min((c for c in ranked if c.status == "ranked"), key=_latency, default=best)
     if quick is not best:
         lines.append(f"Of the verified, {quick.candidate.words} answers soonest ({_latency(quick):.2f} s alone).")
@@ -63,9 +65,14 @@ def _copies(one: Choice, several: Choice) -> str:
     assert several.cost is not None
     each = several.cost.request_rate / several.candidate.data
     return (
-        f"{several.candidate.data} x {one.candidate.words} behind one router carry {several.cost.request_rate:.3g}"
+        f"{several.candidate.data} copies of {one.candidate.words} behind one router carry {several.cost.request_rate:.3g}"
         f" requests/s, {each / one.cost.request_rate - 1:+.0%} a copy."
     )
+
+
+def _money(usd: float) -> str:
+    """Dollars to the cent, and below one to a tenth of it."""
+    return f"{usd:.2f}" if usd >= 1 else f"{usd:.3f}"
 
 
 def _latency(choice: Choice) -> float:
@@ -121,7 +128,7 @@ def _nearest(apart: Sequence[Choice]) -> str:
 
 
 def _against(better: Choice, worse: Choice) -> str:
-    first, second = (f"{choice.candidate.words} (${choice.usd:.2f})" for choice in (better, worse))
+    first, second = (f"{choice.candidate.words} (${_money(choice.usd)})" for choice in (better, worse))
     return f"{first} before {second}; {because(better, worse)}"
 
 
@@ -132,7 +139,7 @@ def _ranking(ranked: Sequence[Choice]) -> str:
         assert choice.cost is not None
         m, joules = choice.metrics, choice.cost.joules_per_output_token
         rows.append([
-            choice.candidate.name, choice.status, f"{choice.candidate.gpus}", f"{choice.usd:.2f}",
+            choice.candidate.name, choice.status, f"{choice.candidate.gpus}", _money(choice.usd),
             f"{choice.cost.request_rate:.3g}", f"{choice.cost.output_tokens_per_s:,.0f}",
             f"{m['p99_ttft_ms']:,.0f}", f"{m['p99_tpot_ms']:,.1f}", f"{_latency(choice):.2f}", f"{by_latency[id(choice)]}",
             "-" if joules is None else f"{joules:.2f}",
