@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from sim.cli import app
 from sim.cost.collective_constants import WIRES
 from sim.cost.collectives import OPS, CollectiveTime, Communicator
 from sim.errors import InputError
@@ -487,3 +489,28 @@ def test_a_sweep_is_drawn(tmp_path: Path) -> None:
     assert "tree LL128" in path.read_text(
         encoding="utf-8"
     )  # matplotlib writes every text as a comment beside its glyphs
+
+
+@needs_data
+def test_validate_collectives_prints_the_tables_and_the_points_beside() -> None:
+    """As it is called beside a checkout; a GB200 rack and Vidur's nodes stand under what is fitted."""
+    done = CliRunner().invoke(app, ["validate", "collectives", str(DATA / "kernels")])
+    assert done.exit_code == 0, done.output
+    for text in (
+        "h100_sxm nccl all_reduce",
+        "Other software, versions and fabrics, not fitted",
+        "H100-SXM-80GB (DGX) torch send_recv, 2 nodes",
+        "all_reduce among 16 GB200 NVL72 (aic-pr1593)\n  1 MiB 49",
+    ):
+        assert text in done.stdout
+
+
+def test_a_sweep_on_the_command_line_is_printed_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "sweep.png"
+    asked = ["collective", "--topology", "dgx-h100", "--gpus", "8", "--plot", str(picture)]
+    with pytest.raises(InputError, match="add --sweep"):
+        CliRunner().invoke(app, asked, catch_exceptions=False)
+    done = CliRunner().invoke(app, [*asked, "--sweep"])
+    assert done.exit_code == 0, done.output
+    assert "1 GiB" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -90,6 +90,10 @@ def collective(
     placement: Annotated[str, typer.Option("--placement", help="pack (fewest nodes) or spread.")] = "pack",
     software: Annotated[str, typer.Option("--software", help="custom, nccl, eager, torch or ideal.")] = "custom",
     sweep: Annotated[bool, typer.Option("--sweep", help="Sizes from 256 B to 1 GiB instead of one.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="PNG", help="Draw the sweep into this file: time and bus bandwidth."),
+    ] = None,
     json: Json = False,
     settings: Overrides = None,
 ) -> None:
@@ -101,6 +105,9 @@ def collective(
 
     if placement not in ("pack", "spread"):
         raise InputError("--placement", f"got '{placement}'", nearest(placement, ("pack", "spread")))
+    if plot is not None and not sweep:
+        raise InputError("--plot", "draws sizes, and there is one", "add --sweep")
+    drawing = None if plot is None else picture(plot, "--plot")
     sizes = _SWEEP_BYTES if sweep else [units.parse(size, "bytes", "--size")]
     if sizes[0] < 1:
         raise InputError("--size", f"got '{size}'", "write one byte or more, such as 1MiB")
@@ -116,6 +123,10 @@ def collective(
         print_json([_plain(time) for time in times] if sweep else _plain(times[0]))
     else:
         _print_times(times, group)
+    if drawing is not None:
+        from sim.results.collective_plot import draw_collectives
+
+        draw_collectives(times, f"{op} among {gpus} GPUs of {cluster.name}", drawing)
 
 
 def _plain(time: CollectiveTime) -> dict[str, Any]:

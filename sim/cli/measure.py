@@ -142,16 +142,33 @@ def validate_collectives(folder: Path, measured: Path | None = None, json: bool 
     """Predicted collectives beside measured ones: error by system, software and operation."""
     from sim.studies.validate_collectives import grouped_errors, published_rows, table_rows
 
+    beside = folder.parent / "measured.csv"
     rows = table_rows(folder)
-    other = published_rows(measured) if measured is not None else []
+    published = measured or (beside if beside.is_file() else None)
+    other = published_rows(published) if published is not None else []
     if json:
         groups = {"groups": grouped_errors(rows), "published": grouped_errors(other)}
         print_json({name: [asdict(group) for group in found] for name, found in groups.items()})
         return
     print(_error_table(rows))
     if other:
-        print("\nOther software and fabrics, not fitted")
+        print("\nOther software, versions and fabrics, not fitted")
         print(_error_table(other))
+        print("\nPoint by point, us: measured (predicted)")
+        print(_points(other))
+
+
+def _points(rows: Sequence[CollectiveRow]) -> str:
+    """Measured and predicted microseconds by size, a paragraph for a group of GPUs."""
+    from sim.units import format_bytes
+
+    groups: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: (row.source, row.system, row.op, row.nodes, row.gpus, row.size_bytes)):
+        nodes = f" in {row.nodes} nodes" if row.nodes > 1 else ""
+        name = f"{row.op} among {row.gpus} {row.system}{nodes} ({row.source})"
+        size = format_bytes(row.size_bytes, binary=True)
+        groups.setdefault(name, []).append(f"{size} {1e6 * row.measured_s:.0f} ({1e6 * row.predicted_s:.0f})")
+    return "\n".join(f"{name}\n  {', '.join(points)}" for name, points in groups.items())
 
 
 def _error_table(rows: Sequence[CollectiveRow]) -> str:

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from sim.studies.validate_report import Group
 
 WORST_ROWS = 10
+COLLECTIVES = Path("collectives")
+KERNELS = Path("../shared/data/kernels")
+"""Where the tables lie beside a checkout; the published points lie beside them."""
 
 
 def validate(
     path: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Measurements as CSV, or a folder of measured collective tables."),
+        typer.Argument(metavar="FILE", help="Measurements as CSV; or `collectives` and a folder."),
     ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Of measured collective tables; by default ../shared/data/kernels."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="CSV", help="Write every row with its prediction.")
     ] = None,
@@ -31,7 +38,7 @@ def validate(
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes to simulate with.")] = 2,
     measured: Annotated[
-        Path | None, typer.Option("--measured", metavar="CSV", help="Of a folder: published points shown beside.")
+        Path | None, typer.Option("--measured", metavar="CSV", help="Of collectives: published points shown beside.")
     ] = None,
     costs: Annotated[
         str, typer.Option("--costs", metavar="BACKEND", help="Kernels of the end-to-end rows: roofline or measured.")
@@ -39,10 +46,11 @@ def validate(
     json: Json = False,
 ) -> None:
     """Simulate every published measurement of a file as it was made, and print the errors by group."""
-    if path.is_dir():
+    tables = path if path.is_dir() else folder
+    if tables is not None or path == COLLECTIVES:
         from sim.cli.measure import validate_collectives
 
-        validate_collectives(path, measured, json)
+        validate_collectives(tables or KERNELS, measured, json)
         return
     from sim.errors import InputError, nearest
     from sim.studies import validate_report

@@ -28,7 +28,10 @@ def draw_collectives(times: Sequence[CollectiveTime], title: str, path: Path) ->
     for time, y in zip(times, total, strict=True):
         name = f"{time.algorithm} {time.protocol}".strip()
         if name != before:
-            above.annotate(name, (time.size_bytes, y), (-6, 6), textcoords="offset points", fontsize=8, ha="right")
+            place = (
+                {"xytext": (-6, 6), "ha": "right"} if before else {"xytext": (0, 8), "ha": "left"}
+            )  # the first stays inside
+            above.annotate(name, (time.size_bytes, y), textcoords="offset points", fontsize=8, **place)
         before = name
     above.set(xscale="log", yscale="log", ylabel="time, us", title=title)
     below.set(xscale="log", xlabel="size, bytes", ylabel="bus bandwidth, GB/s")

@@ -121,12 +121,15 @@ def published_rows(measured: Path) -> list[CollectiveRow]:
         members = [f"n{node}.g{i}" for node in range(nodes) for i in range(each)]
         system = record["gpu"] + (" calibrated" if calibrate_it else "")
         source = "-".join(record["id"].split("-")[:2])
-        rows.append(
-            machines[name, nodes].row(
-                source, system, op, software_of(record["engine+version"]), members, size, measured_s
-            )
-        )
-    return rows
+        software = software_of(record["engine+version"])
+        rows.append(machines[name, nodes].row(source, system, op, software, members, size, measured_s))
+    return [*rows, _gb200_row()]
+
+
+def _gb200_row() -> CollectiveRow:
+    """16 GPUs of a GB200 rack, 1 MiB: 48 to 50 us (aiconfigurator PR #1593)."""
+    rack = _Communicators(load_topology("gb200-nvl72", {}))
+    return rack.row("aic-pr1593", "GB200 NVL72", "all_reduce", "nccl", rack.topology.gpus[:16], 2.0**20, 49e-6, nodes=1)
 
 
 def _published(record: Mapping[str, str]) -> bool:
@@ -162,7 +165,8 @@ def grouped_errors(
     """Errors by group; without `key` by system, software and op."""
     by: dict[str, list[float]] = {}
     for row in rows:
-        name = key(row) if key else f"{row.system} {row.software} {row.op}"
+        nodes = f", {row.nodes} nodes" if row.nodes > 1 else ""
+        name = key(row) if key else f"{row.system} {row.software} {row.op}{nodes}"
         by.setdefault(name, []).append(row.error)
     return [_summary(name, np.array(errors)) for name, errors in by.items()]
 
@@ -197,13 +201,22 @@ class _Communicators:
         self._known: dict[tuple[str, tuple[str, ...]], Communicator] = {}
 
     def row(
-        self, source: str, system: str, op: str, software: str, gpus: list[str], size_bytes: float, measured_s: float
+        self,
+        source: str,
+        system: str,
+        op: str,
+        software: str,
+        gpus: list[str],
+        size_bytes: float,
+        measured_s: float,
+        nodes: int | None = None,
     ) -> CollectiveRow:
+        """What is predicted for a measurement; `nodes` where a node of the topology is not a machine of its own."""
         key = software, tuple(gpus)
         if key not in self._known:
             self._known[key] = Communicator(self.topology, gpus, software)
         time = self._known[key].time(op, size_bytes)
-        nodes = len({self.topology.node_of[gpu] for gpu in gpus})
+        nodes = nodes or len({self.topology.node_of[gpu] for gpu in gpus})
         return CollectiveRow(
             source, system, op, software, len(gpus), nodes, size_bytes, measured_s, time.time_s, time.algorithm
         )
