@@ -75,7 +75,9 @@ class HashedContent:
         self, hash_ids: list[int], prompt_tokens: int, request: int, hash_block_size: int, block_size: int
     ) -> None:
         per_hash = hash_block_size // block_size
-        shared = [key for hash_id in hash_ids for key in range(hash_id * per_hash, (hash_id + 1) * per_hash)]
+        shared: list[int] = []
+        for hash_id in hash_ids:
+            shared += range(hash_id * per_hash, (hash_id + 1) * per_hash)
         self._shared = shared[: prompt_tokens // block_size]
         self._own = -1 - (request << 24)
 
