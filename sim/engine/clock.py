@@ -55,7 +55,7 @@ class Clock(simpy.Environment):
         queue = self._queue
         while not self.stopped:
             due_s = self.due_s
-            if queue and ((head := queue[0])[0] < due_s or (head[0] == due_s and head[1] < ARRIVAL_PRIORITY)):
+            if queue and ((first := queue[0])[0] < due_s or (first[0] == due_s and first[1] < ARRIVAL_PRIORITY)):
                 self._now, _, _, event = heappop(queue)
                 callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
                 for callback in callbacks:

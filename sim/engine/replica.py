@@ -144,7 +144,7 @@ class Replica:
 
     def _interrupt(self, seq: Sequence) -> None:
         """Shortens the leap so that the schedule that could admit `seq` takes place on time."""
-        elapsed_s = self.env.now - self._start_s
+        elapsed_s = self.env._now - self._start_s
         stop = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
         if self._async:
             if stop == self._planned:
