@@ -65,8 +65,9 @@ class Case:
 def cases(draw: st.DrawFn, policy: str) -> Case:
     block_size, blocks = draw(st.sampled_from([1, 2, 4, 8])), draw(st.integers(4, 60))
     longest = draw(st.integers(3, blocks * block_size))
-    # never a multiple of an iteration's duration: a tie of an arrival with a boundary is settled by the last bit of a sum
-    gap_s = st.one_of(st.just(0.0), st.integers(0, 300).map(lambda n: n * 0.00103717))
+    gap_s = st.one_of(
+        st.just(0.0), st.integers(0, 300).map(lambda n: n * 0.00103717), st.integers(0, 30).map(lambda n: n * 0.01)
+    )
     row = st.tuples(gap_s, st.integers(1, longest + 1), st.integers(1, 40))
     rows = draw(st.lists(row, min_size=1, max_size=14))
     arrivals = np.cumsum([row[0] for row in rows])

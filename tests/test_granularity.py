@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_runs import AffineCost, play, workload
 
 from sim import catalogue
 from sim.results.result import Result
@@ -235,3 +236,28 @@ def test_a_token_under_way_when_the_clock_stops_does_not_count(granularity: str)
     limit = {"workload.time_limit": f"{float(steps['start_s'][20] + steps['first_s'][20] * (1 - 1e-6))!r} s"}
     assert at(scenario, "step", **limit).requests["generated_tokens"].tolist() == [20]
     assert at(scenario, granularity, **limit).requests["generated_tokens"].tolist() == [20]
+
+
+# --- ties -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_arrival_at_the_end_of_an_iteration_is_seen_by_the_schedule_of_that_time() -> None:
+    # Eight iterations of 0.1 s end at 0.8 s; added one after another they would end at 0.7999999999999999 s.
+    load = workload([(0.0, 8, 40), (0.8, 8, 2)])
+    for granularity in ("leap", "step"):
+        run = play(load, cost=AffineCost(0.1, 0.0, 0.0, 0.0), granularity=granularity)
+        assert run.requests["scheduled_s"].tolist() == [0.0, 0.8]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("context_s", [0.0, 1e-3])
+def test_whatever_ties_leap_and_step_end_at_the_same_times_to_the_last_digit(is_async: bool, context_s: float) -> None:
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        rows = [(float(t) / 10, int(p), int(o)) for t, p, o in random.integers([0, 1, 1], [60, 12, 30], (12, 3))]
+        load = workload(sorted(rows))
+        cost = AffineCost(0.1, 0.0, 0.0, context_s)
+        limits = {"max_num_seqs": 3, "blocks": 24, "async_scheduling": is_async, "cost": cost}
+        leap, step = play(load, granularity="leap", **limits), play(load, granularity="step", **limits)
+        for name, column in leap.requests.items():
+            assert column.tolist() == step.requests[name].tolist(), (seed, name)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import Scenario, simulate
-from sim.engine.replica import ServingReplica
 from sim.engine.router import IMBALANCE_REQUESTS, ROUTERS, LeastOutstanding, make_router
 from sim.engine.sequence import Sequence
+from sim.engine.serving import ServingReplica
 from sim.errors import InputError
 from sim.workload.content import SegmentContent
 from sim.workload.workload import Workload

@@ -11,9 +11,9 @@ from simpy.core import Infinity
 
 from sim.engine.clock import Clock, collector_paused
 from sim.engine.recorder import CUT, REJECTED, Recorder
-from sim.engine.replica import KvOutOfMemory, ServingReplica
 from sim.engine.router import Router
 from sim.engine.sequence import Sequence
+from sim.engine.serving import KvOutOfMemory, ServingReplica
 from sim.errors import ClockStuck
 from sim.workload.content import Content
 from sim.workload.workload import Workload

@@ -19,20 +19,63 @@ def span_s(first_s: float, growth_s: float, iterations: int) -> float:
     return iterations * first_s + growth_s * (iterations * (iterations - 1) / 2)
 
 
-def in_progress(first_s: float, growth_s: float, elapsed_s: float, planned: int) -> int:
-    """Which iteration (1 .. planned) is under way `elapsed_s` after the start; one that ends just then counts as it."""
-    a = first_s - growth_s / 2
+def in_progress(first_s: float, growth_s: float, start_s: float, now_s: float, planned: int) -> int:
+    """Which iteration (1 .. planned) since `start_s` is under way; one that ends just now counts as it."""
+    a, elapsed_s = first_s - growth_s / 2, now_s - start_s
     divisor = a + sqrt(a * a + 2 * growth_s * elapsed_s)
     number = int(2 * elapsed_s / divisor) if divisor > 0 else 1
     if number < 1:
         number = 1
     elif number > planned:
         number = planned
-    while number < planned and span_s(first_s, growth_s, number) < elapsed_s:
+    while number < planned and start_s + span_s(first_s, growth_s, number) < now_s:
         number += 1
-    while number > 1 and span_s(first_s, growth_s, number - 1) >= elapsed_s:
+    while number > 1 and start_s + span_s(first_s, growth_s, number - 1) >= now_s:
         number -= 1
     return number
+
+
+class Stretch:
+    """Segments of one pace in a row, whose iterations end by one formula however many of them were one event.
+
+    So a leap and its steps end to the last digit at the same time, and an arrival at that time is seen by the same schedule.
+    """
+
+    __slots__ = ("_alike", "_first_s", "_growth_s", "_over", "_start_s")
+
+    def __init__(self, start_s: float, pace: Pace) -> None:
+        self._start_s = start_s
+        self._first_s, self._growth_s, self._alike = pace
+        self._over = 0
+        """Iterations before the segment under way."""
+
+    @property
+    def pace(self) -> Pace:
+        """Of the segment under way."""
+        return self._first_s + self._growth_s * self._over, self._growth_s, self._alike - self._over
+
+    def end_s(self, number: int) -> float:
+        """When iteration `number` (1, 2, ...) of the segment under way ends."""
+        return self._start_s + span_s(self._first_s, self._growth_s, self._over + number)
+
+    def under_way(self, now_s: float, planned: int) -> int:
+        """As `in_progress`, in the segment under way."""
+        number = in_progress(self._first_s, self._growth_s, self._start_s, now_s, self._over + planned)
+        return max(number - self._over, 1)
+
+    def prolong(self, before: Batch, iterations: int, batch: Batch) -> bool:
+        """Whether `batch` is what the decodes of `before` have come to after so many iterations; then its segment begins."""
+        self._over += iterations
+        grown = [t + iterations * g for t, g in zip(before.window_tokens, before.window_growth, strict=True)]
+        return (
+            self._over < self._alike
+            and before.context_tokens + iterations * before.decodes == batch.context_tokens
+            and before.decodes == batch.decodes
+            and batch.steady
+            and not batch.chunks
+            and before.window_growth == batch.window_growth
+            and grown == [*batch.window_tokens]
+        )
 
 
 @dataclass(slots=True)

@@ -19,9 +19,10 @@ from sim.cost.experts import LockStepCost
 from sim.cost.preset import padded
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
+from sim.engine.boundary import Boundary
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
-from sim.engine.replica import Boundary, Replica
+from sim.engine.replica import Replica
 from sim.engine.sequence import Sequence
 
 
@@ -123,7 +124,7 @@ class LockStepRank(Replica):
         self._asked = True
         super().submit(seq)
 
-    def _wait(self, delay_s: float) -> None:
+    def _wait_until(self, at_s: float) -> None:
         """An idle rank that should look: with the others, if they are at work."""
         self._group.wake()
 
@@ -175,7 +176,7 @@ class LockStepGroup:
     def wake(self) -> None:
         """Somebody has work: a group at rest starts; one at work will see it after this iteration."""
         if self._due is None and self._under_way is None:
-            self._due = Boundary(self.env, 0.0, self._boundary)
+            self._due = Boundary(self.env, self.env.now, self._boundary)
 
     def _boundary(self, _: Event) -> None:
         now_s, over = self.env.now, self._under_way
@@ -194,4 +195,4 @@ class LockStepGroup:
         for rank, batch in zip(self.ranks, batches, strict=True):
             rank.begin(batch, now_s, duration_s)
         if busy:
-            Boundary(self.env, duration_s, self._boundary)
+            Boundary(self.env, now_s + duration_s, self._boundary)

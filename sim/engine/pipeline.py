@@ -14,12 +14,13 @@ from simpy.events import Event
 
 from sim.cost.pipeline import PipelineCost
 from sim.engine.batch import Batch
+from sim.engine.boundary import Boundary
 from sim.engine.fluid import Fluid
 from sim.engine.lanes import LaneScheduler
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import FINISHED, Recorder
-from sim.engine.replica import Boundary, KvOutOfMemory
 from sim.engine.sequence import DECODING, NEVER, Sequence
+from sim.engine.serving import KvOutOfMemory
 from sim.engine.wires import Amounts
 
 # differences of a clock's readings are not exact
@@ -89,7 +90,7 @@ class PipelineReplica:
         self.outstanding += 1
         self.scheduler.add(seq)
         if self._waking is None and not self._at_boundary and any(lane.batch is None for lane in self._lanes):
-            self._waking = Boundary(self.env, 0.0, self._wake)
+            self._waking = Boundary(self.env, self.env.now, self._wake)
 
     def write_back(self, seq: Sequence) -> None:
         """Gives `seq`, cut by the end of the run, the tokens it has by now."""
@@ -172,7 +173,7 @@ class PipelineReplica:
             self._free_s[stage] = ready_s
             if stage < last:
                 ready_s += self._cost.hand_over_s[stage][tokens]
-        Boundary(self.env, ready_s - now_s, lane.at_end)
+        Boundary(self.env, ready_s, lane.at_end)
 
     def _pass_layers(self, lane: Lane, batch: Batch, ready_s: float) -> Generator[Event, None, None]:
         """The same passage, kernel group by kernel group; the stages are left in the order in which they were entered."""
@@ -195,7 +196,7 @@ class PipelineReplica:
                 begin_s, alone_s = env.now, self._cost.hand_over_s[stage][tokens]
                 yield self._fluid.start(loads(tokens) if loads else {}, alone_s)
                 lane.lost(env.now - begin_s, alone_s)
-        Boundary(env, 0.0, lane.at_end)
+        Boundary(env, env.now, lane.at_end)
 
     def _record(self, lane: Lane, batch: Batch, now_s: float) -> None:
         recorder, scheduler = self._recorder, lane.scheduler

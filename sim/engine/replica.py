@@ -7,71 +7,34 @@ simply not the one it waits for any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from heapq import heappush
-from typing import Protocol
 
 import simpy
 from simpy.events import Event
 
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
+from sim.engine.boundary import Boundary
 from sim.engine.fluid import Fluid
-from sim.engine.iteration import IterationCost, in_progress, span_s
+from sim.engine.iteration import IterationCost, Stretch, in_progress, span_s
 from sim.engine.recorder import FINISHED, Recorder
 from sim.engine.sequence import DECODING, NEVER, WAITING, Sequence
+from sim.engine.serving import KvOutOfMemory
 from sim.errors import ClockStuck
 
-BOUNDARY_PRIORITY = 2
-"""After arrivals of the same instant: an arrival exactly at an iteration's end is seen by the next schedule."""
 FRUITLESS_LIMIT = 10_000
 """Iterations in a row that preempt and sample nothing, after which the replica is called stuck."""
 
 
-class KvOutOfMemory(Exception):  # noqa: N818 (an outcome of the run, not an error of the program)
-    """A KV allocation failed and the engine does not preempt."""
-
-    def __init__(self, time_s: float, replica: int, seq: Sequence, blocks_short: int) -> None:
-        super().__init__(f"request {seq.id} lacks {blocks_short} KV blocks at {time_s} s")
-        self.time_s = time_s
-        self.replica = replica
-        self.seq = seq
-        self.blocks_short = blocks_short
-
-
-class ServingReplica(Protocol):
-    """What router and cluster need of a replica."""
-
-    index: int
-    outstanding: int
-
-    @property
-    def scheduler(self) -> VllmScheduler: ...
-
-    @property
-    def kv_usage(self) -> float: ...
-
-    def submit(self, seq: Sequence) -> None: ...
-
-    def write_back(self, seq: Sequence) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class Boundary(Event):
-    """The end of an iteration: a timeout that comes after everything else of its instant."""
-
-    _ok = True
-    _value = None
-
-    def __init__(self, env: simpy.Environment, delay_s: float, callback: Callable[[Event], None]) -> None:
-        self.env = env
-        self.callbacks = [callback]
-        # as env.schedule() does, without the call
-        heappush(env._queue, (env._now + delay_s, BOUNDARY_PRIORITY, next(env._eid), self))  # type: ignore[misc]  # a number
-
-
 class Replica:
     """Serves sequences on one copy of the model."""
+
+    # more attributes than CPython reads fast from a dict (30)
+    __slots__ = (
+        "_alike", "_async", "_at_boundary", "_at_end", "_batch", "_before", "_cost", "_disturbances", "_due", "_exit_s",
+        "_first_s", "_fluid", "_fruitless", "_growth_s", "_incoming", "_layered", "_leaps", "_no_windows", "_observer",
+        "_on_finish", "_pack_step", "_planned", "_recorder", "_start_s", "_stretch", "_write_step", "at_boundary",
+        "env", "hand_over", "index", "outstanding", "scheduler",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -116,6 +79,11 @@ class Replica:
         self._batch: Batch | None = None
         self._first_s = self._growth_s = 0.0
         self._start_s = 0.0
+        self._alike = 0
+        self._stretch: Stretch | None = None
+        """What the ends of the iterations under way are counted from, where segments of the same pace went before."""
+        self._before: Batch | None = None
+        """The first of the iterations before, if they only decoded."""
         self._planned = 1
         self._pack_step, self._write_step = recorder.steps.pack, recorder.steps.write
         self._no_windows = (0, 0) * len(cost.windows)
@@ -134,7 +102,7 @@ class Replica:
             else:
                 self.scheduler.add(seq)
             if self._due is None and not self._at_boundary:
-                self._wait(0.0)
+                self._wait_until(self.env.now)
         elif self._planned > 1:
             self._interrupt(seq)
         elif self._async:
@@ -144,8 +112,7 @@ class Replica:
 
     def _interrupt(self, seq: Sequence) -> None:
         """Shortens the leap so that the schedule that could admit `seq` takes place on time."""
-        elapsed_s = self.env._now - self._start_s
-        stop = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
+        stop = self._under_way()
         if self._async:
             if stop == self._planned:
                 self._incoming.append(seq)
@@ -159,7 +126,7 @@ class Replica:
         self.scheduler.add(seq)
         if admissible and stop < self._planned:
             self._planned = stop
-            self._wait(max(span_s(self._first_s, self._growth_s, stop) - elapsed_s, 0.0))
+            self._wait_until(self._end_s(stop))
 
     @property
     def kv_usage(self) -> float:
@@ -167,25 +134,35 @@ class Replica:
         scheduler, pool = self.scheduler, self.scheduler.pool
         free = pool.free
         if self._planned > 1 and self._batch is not None:
-            number = in_progress(self._first_s, self._growth_s, self.env.now - self._start_s, self._planned)
+            number = self._under_way()
             free -= scheduler.decodes.blocks_needed(self._batch.iteration + 1, number - 1)
         return 1.0 - free / pool.usable_blocks
 
-    def begin_s(self, number: int) -> float:
-        """When the `number`-th iteration after the first of the segment under way begins."""
+    def _end_s(self, number: int) -> float:
+        """When iteration `number` (1, 2, ...) of the segment under way ends."""
+        if self._stretch is not None:
+            return self._stretch.end_s(number)
         return self._start_s + span_s(self._first_s, self._growth_s, number)
+
+    begin_s = _end_s
+    """When the iteration after so many of the segment under way begins."""
+
+    def _under_way(self) -> int:
+        """Which iteration (1 .. planned) of the segment is under way; one that ends just now counts as it."""
+        if self._stretch is not None:
+            return self._stretch.under_way(self.env.now, self._planned)
+        return in_progress(self._first_s, self._growth_s, self._start_s, self.env.now, self._planned)
 
     def nudge(self) -> None:
         """Something changed that the next schedule should see: an idle replica looks at once, a leap ends with its iteration."""
         if self._batch is None:
             if not self._at_boundary and self._due is None:
-                self._wait(0.0)
+                self._wait_until(self.env.now)
         elif self._planned > 1:
-            elapsed_s = self.env.now - self._start_s
-            stop = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
+            stop = self._under_way()
             if stop < self._planned:
                 self._planned = stop
-                self._wait(max(span_s(self._first_s, self._growth_s, stop) - elapsed_s, 0.0))
+                self._wait_until(self._end_s(stop))
 
     def disturb(self, change: int) -> None:
         """Traffic of others begins (1) or ends (-1) on its links: while there is any, it runs layer by layer."""
@@ -219,7 +196,7 @@ class Replica:
         scheduler = self.scheduler
         seqs = [*scheduler.running, *scheduler.waiting, *self._incoming]
         over = self._iterations_over() if self._batch is not None else 0
-        last_s = self._start_s + span_s(self._first_s, self._growth_s, over)
+        last_s = self._end_s(over) if over else self._start_s
         for seq in seqs:
             self.write_back(seq)
             if seq.generated_tokens and seq.gap_since_s != seq.gap_since_s:
@@ -231,7 +208,7 @@ class Replica:
         for seq in seqs:
             seq.state, seq.computed_tokens, seq.blocks, seq.keyed_blocks = WAITING, 0, [], 0
         self.scheduler, self.outstanding = fresh, 0
-        self._batch = self._due = None
+        self._batch = self._due = self._before = None
         self._incoming.clear()
         self._planned, self._fruitless = 1, 0
         return seqs
@@ -240,15 +217,14 @@ class Replica:
         """Iterations of a leap whose tokens are there; one that is alone is over at its boundary only."""
         if self._planned == 1:
             return 0
-        elapsed_s = self.env.now - self._start_s
-        number = in_progress(self._first_s, self._growth_s, elapsed_s, self._planned)
-        return number if span_s(self._first_s, self._growth_s, number) <= elapsed_s else number - 1
+        number = self._under_way()
+        return number if self._end_s(number) <= self.env.now else number - 1
 
     # --- boundaries ---
 
-    def _wait(self, delay_s: float) -> None:
-        """The next boundary is so far away; one waited for before is not awaited any more."""
-        self._due = Boundary(self.env, delay_s, self._at_end)
+    def _wait_until(self, at_s: float) -> None:
+        """The next boundary is then; one waited for before is not awaited any more."""
+        self._due = Boundary(self.env, at_s, self._at_end)
 
     def _boundary(self, event: Event) -> None:
         if event is not self._due:
@@ -264,6 +240,8 @@ class Replica:
         self._at_boundary = False
         if batch.sampled or batch.chunks:
             self._open_segment(batch, now_s)
+        else:
+            self._before = None
 
     def _decide(self, now_s: float) -> Batch:
         """The next batch that computes anything; an iteration without work takes no time."""
@@ -324,20 +302,25 @@ class Replica:
 
     def _open_segment(self, batch: Batch, now_s: float) -> None:
         """Iterations alike begin: as many as stay alike if nothing arrives, or one."""
-        self._batch, self._start_s, self._planned = batch, now_s, 1
+        before, stretch = self._before, None
+        if before is not None and not batch.chunks and before.decodes == batch.decodes:
+            stretch = self._stretch or Stretch(self._start_s, (self._first_s, self._growth_s, self._alike))
+            if not stretch.prolong(before, self._planned, batch):
+                stretch = None
+        self._stretch, self._batch, self._start_s, self._planned = stretch, batch, now_s, 1
         if self._fluid is not None and (self._layered or self._disturbances):
+            self._stretch, self._alike = None, 0
             self.env.process(self._layers(batch))
             return
-        first_s, growth_s, alike = self._cost.pace(batch)
-        self._first_s, self._growth_s = first_s, growth_s
-        if batch.chunks or not (self._leaps and batch.steady):
-            self._wait(first_s)
-            return
-        planned = self.scheduler.horizon()
-        if alike < planned:
-            planned = alike
-        self._planned = planned
-        self._wait(planned * first_s + growth_s * (planned * (planned - 1) / 2))
+        pace = self._cost.pace(batch) if stretch is None else stretch.pace
+        self._first_s, self._growth_s, self._alike = first_s, growth_s, alike = pace
+        if not batch.chunks and self._leaps and batch.steady:
+            planned = self.scheduler.horizon()
+            self._planned = planned = alike if alike < planned else planned
+            span = planned * first_s + growth_s * (planned * (planned - 1) / 2)
+            self._wait_until(now_s + span if stretch is None else stretch.end_s(planned))
+        else:
+            self._wait_until(now_s + first_s if stretch is None else stretch.end_s(1))
 
     def _layers(self, batch: Batch) -> Generator[Event, None, None]:
         """Runs one iteration kernel group by kernel group."""
@@ -351,7 +334,7 @@ class Replica:
         if self._batch is not batch:  # the replica failed meanwhile
             return
         self._first_s, self._growth_s = self.env.now - self._start_s, 0.0
-        self._wait(0.0)
+        self._wait_until(self.env.now)
 
     def _close_segment(self, batch: Batch, now_s: float) -> None:
         """The iterations of the segment are over: their tokens are there."""
@@ -372,6 +355,7 @@ class Replica:
             self._close_unsteady(batch, now_s)
         if batch.chunks:
             self._close_chunks(batch, now_s)
+        self._before = None if batch.chunks or not batch.steady else batch
         recorder.num_steps += 1
         self._batch = None
 

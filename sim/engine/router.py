@@ -8,8 +8,8 @@ from itertools import count
 from random import Random
 from typing import Protocol
 
-from sim.engine.replica import ServingReplica
 from sim.engine.sequence import Sequence
+from sim.engine.serving import ServingReplica
 from sim.errors import InputError, nearest
 
 ROUTERS = (

@@ -22,9 +22,9 @@ from sim.studies.executor import Workers
 
 if TYPE_CHECKING:
     from sim.engine.fleet import Fleet
-    from sim.engine.replica import ServingReplica
     from sim.engine.router import Router
     from sim.engine.sequence import Sequence as Request
+    from sim.engine.serving import ServingReplica
     from sim.results.result import Result
     from sim.simulate import _Run
 
