@@ -148,7 +148,8 @@ def test_tensorrt_llm_admits_only_what_fits_at_full_length():
         conditions="trtllm-bench throughput, in-flight batching; kv_cache_free_gpu_mem_fraction 0.95",
     ).scenario  # fmt: skip
     assert scenario is not None
-    assert scenario["engine"]["gpu_memory_utilization"] == 0.95
+    # 5 % of what 16 GB of weights and some activations leave of 85 GB stays free
+    assert scenario["engine"]["gpu_memory_utilization"] == pytest.approx(0.96, abs=0.005)
     assert 64 < scenario["engine"]["max_num_seqs"] < 256  # (75 GB - 16 GB) / 128 KiB / 4096 tokens
 
 

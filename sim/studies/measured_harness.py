@@ -23,6 +23,8 @@ PYTORCH_TRTLLM = (0, 20)
 """TensorRT-LLM's published tables run its PyTorch backend from this version on, compiled engines before."""
 EAGER_TRTLLM = (0, 20)
 """The one whose tables were made without CUDA graphs."""
+BENCH_CACHE_SHARE = 0.95
+"""--kv_cache_free_gpu_mem_fraction of the trtllm-bench runs of TensorRT-LLM's performance pages, as those of v0.17 state it."""
 STATIC_PASS_TOKENS = 32768
 """Tokens of one pass in which a static batch is prefilled at most: beyond it the time grows in proportion anyway."""
 SGLANG_MEMORY_SHARE = 0.84
@@ -158,6 +160,8 @@ def _stated(found: Harness, conditions: str) -> None:
         r"(?:gpu_mem(?:ory)?_util(?:ization)?|kv_cache_free_gpu_mem_fraction)\s+(0\.\d+)", conditions
     ):
         found.engine["gpu_memory_utilization"] = float(match[1])
+    elif "trtllm-bench" in conditions:
+        found.engine["gpu_memory_utilization"] = BENCH_CACHE_SHARE
     if "KV 99%" in conditions:
         found.engine["gpu_memory_utilization"] = 0.99
     if "max runtime batch 4096" in conditions:

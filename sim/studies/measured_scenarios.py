@@ -82,7 +82,7 @@ def _case(rows: list[MeasuredRow]) -> Case:
         case = Case(rows, client_s=harness.client_s, notes=harness.notes)
         case.scenario = _scenario(row, load, harness)
         if harness.reserves_whole_sequence:
-            _cap_running(case.scenario, row.id)
+            _reserve(case.scenario, row.id)
         case.offered_rate = load.rate or None
     except TwoWallsError as error:
         return Case(rows, reason=str(error).replace("\n", ";"))
@@ -129,16 +129,21 @@ def _deployment(row: MeasuredRow, cuts: dict[str, int], harness: Harness) -> dic
     return sizes
 
 
-def _cap_running(scenario: dict[str, Any], where: str) -> None:
-    """Lets only as many sequences run as fit into the KV cache at their full length, so that none is ever preempted."""
+def _reserve(scenario: dict[str, Any], where: str) -> None:
+    """Memory as TensorRT-LLM shares it out: the cache gets its fraction of what weights and activations leave free, and only as
+    many sequences run as fit into it at their full length, so that none is ever preempted."""
     from sim.scenario import Scenario
     from sim.simulate import plan_memory
 
     asked = int(scenario["engine"].get("max_num_seqs", 256))
     # the sampler's memory is sized by the sequences that run, so it must not be planned for more
     engine = scenario["engine"] | {"max_num_seqs": min(asked, 256)}
+    fullest = plan_memory(Scenario.from_dict({**scenario, "engine": engine}, where=where)).per_gpu[0]
+    free_share = 1 - fullest.needed_bytes / fullest.capacity_bytes
+    left_share = (1 - engine["gpu_memory_utilization"]) * max(free_share, 0.0)
+    engine |= {"gpu_memory_utilization": 1 - left_share}
     fitting = plan_memory(Scenario.from_dict({**scenario, "engine": engine}, where=where)).max_sequences
-    scenario["engine"] |= {"max_num_seqs": max(min(asked, fitting), 1)}
+    scenario["engine"] = engine | {"max_num_seqs": max(min(asked, fitting), 1)}
 
 
 def _cut(text: str, name: str) -> int:
