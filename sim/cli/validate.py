@@ -54,8 +54,8 @@ def validate(
         return
     from sim.errors import InputError, nearest
     from sim.studies import validate_report
-    from sim.studies.validate import SKIPPED, write_rows
     from sim.studies.validate import validate as validate_file
+    from sim.studies.validate import write_rows
 
     backends = ("roofline", "measured")
     if costs not in backends:
@@ -65,6 +65,13 @@ def validate(
         write_rows(rows, out)
     if plot is not None:
         validate_report.plot(rows, plot)
+    _print_rows(rows, json)
+
+
+def _print_rows(rows: Sequence[RowResult], json: bool) -> None:
+    from sim.studies import validate_report
+    from sim.studies.validate import SKIPPED
+
     groups = validate_report.groups(rows)
     skipped = [{"id": row.id, "reason": row.reason} for row in rows if row.status == SKIPPED]
     simulated = len(rows) - len(skipped)

@@ -119,28 +119,10 @@ class Fleet:
         self, index: int, cost: StepCost | PipelineCost, done: Callable[[Sequence, float], None]
     ) -> AnyReplica:
         pool, engine = self.members[index][0], self.scenario.engine
+        if isinstance(cost, PipelineCost):
+            return self._pipelined(index, cost, done)
         host = self._host_cache(index)
         limits, blocks, exit_s = self._limits(pool), self._blocks(pool, host), pool.preset.exit_s
-        layered = self.scenario.granularity == "layer" or index in self.wires.sharing
-        if isinstance(cost, PipelineCost):
-            self._refuse_in_pipeline()
-            stages = [StagePricing(stage, self._loads(index, i, stage)) for i, stage in enumerate(cost.stages)]
-            schedulers = lanes(limits, blocks, cost.windows, len(cost.stages))
-            fluid = self.fluid if layered else None
-            sends = [stage.operators.stage_send_bytes_per_token / pool.sharding.tensor for stage in cost.stages[:-1]]
-            hand_overs = [self.wires.hand_over_amounts(index, i, size) for i, size in enumerate(sends)]
-            return PipelineReplica(
-                self.env,
-                index,
-                schedulers,
-                cost,
-                stages,
-                self.recorder,
-                done,
-                hand_overs=hand_overs,
-                exit_s=exit_s,
-                fluid=fluid,
-            )
         policy = find_policy(engine.scheduler, f"{self.scenario.where}: engine.scheduler")
         if isinstance(cost, SpeculativeCost):
             return self._speculative(index, cost, limits, blocks, done)
@@ -163,13 +145,31 @@ class Fleet:
             self.recorder,
             done,
             leaps=self.scenario.granularity == "leap",
-            layered=layered,
+            layered=self._layered(index),
             exit_s=exit_s,
             fluid=self.fluid,
         )
         if isinstance(scheduler, HostTier):
             scheduler.begin_s = replica.begin_s
         return replica
+
+    def _pipelined(self, index: int, cost: PipelineCost, done: Callable[[Sequence, float], None]) -> PipelineReplica:
+        """A replica whose layers are cut into stages, one batch in flight for each of them."""
+        self._refuse_in_pipeline()
+        pool = self.members[index][0]
+        stages = [StagePricing(stage, self._loads(index, i, stage)) for i, stage in enumerate(cost.stages)]
+        schedulers = lanes(self._limits(pool), self._blocks(pool), cost.windows, len(stages))
+        sends = [stage.operators.stage_send_bytes_per_token / pool.sharding.tensor for stage in cost.stages[:-1]]
+        hand_overs = [self.wires.hand_over_amounts(index, i, size) for i, size in enumerate(sends)]
+        fluid = self.fluid if self._layered(index) else None
+        return PipelineReplica(
+            self.env, index, schedulers, cost, stages, self.recorder, done,
+            hand_overs=hand_overs, exit_s=pool.preset.exit_s, fluid=fluid,
+        )  # fmt: skip
+
+    def _layered(self, index: int) -> bool:
+        """Whether a replica runs kernel group by kernel group all the time: as asked, or for others on its links."""
+        return self.scenario.granularity == "layer" or index in self.wires.sharing
 
     def _swapping(
         self,
@@ -184,11 +184,10 @@ class Fleet:
         link = host_link(self.env, pool.topology, self._block_bytes(index), scenario.engine.swap_space_bytes)
         scheduler = SwapScheduler(limits, blocks, cost.windows, link=link)
         pricing, leaps = StagePricing(cost, self._loads(index, 0, cost)), scenario.granularity == "leap"
-        layered = scenario.granularity == "layer" or index in self.wires.sharing
         exit_s, fluid = pool.preset.exit_s, self.fluid
         replica = Replica(
             self.env, index, scheduler, pricing, self.recorder, done,
-            leaps=leaps, layered=layered, exit_s=exit_s, fluid=fluid,
+            leaps=leaps, layered=self._layered(index), exit_s=exit_s, fluid=fluid,
         )  # fmt: skip
         link.on_return = replica.nudge
         return replica

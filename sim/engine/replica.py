@@ -66,7 +66,6 @@ class Replica:
         self._exit_s = exit_s
         self._observer = observer
         self._async = scheduler.limits.async_scheduling
-        self._due: Event | None = None
         self._at_end = self._boundary
         self._at_boundary = False
         self.hand_over: Callable[[Sequence, Replica, float], None] | None = None
@@ -74,19 +73,24 @@ class Replica:
         self.at_boundary: Callable[[Replica], None] | None = None
         """Called at every boundary, once the next batch is decided: what may change the pool only between iterations."""
         self._disturbances = 0
-        self._incoming: list[Sequence] = []
-        """Asynchronous scheduling: arrivals that the next schedule() is too early to see."""
-        self._batch: Batch | None = None
         self._first_s = self._growth_s = 0.0
         self._start_s = 0.0
         self._alike = 0
         self._stretch: Stretch | None = None
         """What the ends of the iterations under way are counted from, where segments of the same pace went before."""
-        self._before: Batch | None = None
-        """The first of the iterations before, if they only decoded."""
-        self._planned = 1
         self._pack_step, self._write_step = recorder.steps.pack, recorder.steps.write
         self._no_windows = (0, 0) * len(cost.windows)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is under way, waited for or remembered: at the start, and again after a failure."""
+        self._due: Event | None = None
+        self._batch: Batch | None = None
+        self._before: Batch | None = None
+        """The first of the iterations before, if they only decoded."""
+        self._incoming: list[Sequence] = []
+        """Asynchronous scheduling: arrivals that the next schedule() is too early to see."""
+        self._planned = 1
         self._fruitless = 0
 
     # --- arrivals ---
@@ -208,9 +212,7 @@ class Replica:
         for seq in seqs:
             seq.state, seq.computed_tokens, seq.blocks, seq.keyed_blocks = WAITING, 0, [], 0
         self.scheduler, self.outstanding = fresh, 0
-        self._batch = self._due = self._before = None
-        self._incoming.clear()
-        self._planned, self._fruitless = 1, 0
+        self._begin()
         return seqs
 
     def _iterations_over(self) -> int:
