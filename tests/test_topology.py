@@ -253,6 +253,45 @@ GPU3    SYS   SYS   NV4    X    16-31
     assert node.route("n0.g0", "n0.g2").kind in ("pcie4", "socket")
 
 
+BOX = """
+\t[4mGPU0\tGPU1\tGPU2\tmlx5_0\tCPU Affinity\tNUMA Affinity[0m
+GPU0\t X \tPIX\tSYS\tNODE\t0-31\t0
+GPU1\tPIX\t X \tSYS\tNODE\t0-31\t0
+GPU2\tSYS\tSYS\t X \tSYS\t32-63\t1
+mlx5_0\tNODE\tNODE\tSYS\t X
+"""
+
+
+def test_nvidia_smi_of_an_older_driver_names_the_network_device() -> None:
+    node = build_topology(read_topo_matrix(BOX, "l40s"), {}, "imported")
+    assert node.path("n0.g0", "n0.nic0")[-1] == ("n0.cpu0", "n0.nic0")
+    assert node.path("n0.g2", "n0.nic0")[-2:] == (("n0.cpu1", "n0.cpu0"), ("n0.cpu0", "n0.nic0"))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "kind", "rate"),
+    [("v100-sxm-32gb", "nvlink2", 450e9), ("a100-sxm-80gb", "nvlink3", 450e9), ("b200-sxm", "nvlink5", 900e9)],
+)
+def test_generations_are_those_of_the_gpu(gpu: str, kind: str, rate: float) -> None:
+    route = build_topology(read_topo_matrix(HGX, gpu), {}, "imported").route("n0.g0", "n0.g1")
+    assert (route.kind, route.bandwidth_bytes_per_s) == (kind, rate)
+    box = build_topology(read_topo_matrix(BOX, "l40s"), {}, "imported")
+    assert (box.route("n0.g0", "n0.g1").kind, box.route("n0.g0", "n0.g1").bandwidth_bytes_per_s) == ("pcie4", 32e9)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("mlx5_0\tNODE\tNODE\tSYS\t X\n", "", "has a column but no row of mlx5_0"),
+        ("GPU1\tPIX", "GPU1\tSYS", "says PIX from GPU0 to GPU1 and SYS back"),
+        ("GPU1\tPIX", "GPU1\tPIZ", "row GPU1 cannot be read"),
+    ],
+)
+def test_a_damaged_matrix_is_refused(old: str, new: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        read_topo_matrix(BOX.replace(old, new), "l40s")
+
+
 @pytest.mark.parametrize("text", ["", "GPU0 GPU1\n", "        GPU0  GPU1\nGPU0 X WAT\nGPU1 WAT X\n"])
 def test_what_is_no_matrix_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="nvidia-smi topo -m"):

@@ -71,11 +71,13 @@ def _import_matrix(file: Path, gpu: str | None) -> None:
     import yaml
 
     from sim.errors import InputError
+    from sim.hardware.gpu import gpu_name
     from sim.hardware.nvidia_smi import read_topo_matrix
 
     if gpu is None:
         raise InputError("--gpu", "is missing", "the matrix does not tell which GPUs stand there: --gpu h100-sxm")
-    print(yaml.safe_dump(read_topo_matrix(file.read_text(encoding="utf-8"), gpu), sort_keys=False), end="")
+    found = read_topo_matrix(file.read_text(encoding="utf-8", errors="replace"), gpu_name(gpu, "--gpu"))
+    print(yaml.safe_dump(found, sort_keys=False), end="")
 
 
 def collective(

@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from sim.errors import InputError, nearest
+from sim.hardware.gpu import load_gpu
 from sim.hardware.topology_language import NVLINK_KINDS
+from sim.units import parse
 
 _WHERE = "nvidia-smi topo -m"
 _LINK_RATE = {"nvlink2": "25 GB/s", "nvlink3": "25 GB/s", "nvlink4": "25 GB/s", "nvlink5": "50 GB/s"}
@@ -14,29 +16,37 @@ _LINK_RATE = {"nvlink2": "25 GB/s", "nvlink3": "25 GB/s", "nvlink4": "25 GB/s", 
 _MOST_LINKS = 18
 """No GPU has more NVLinks (H100, B200): more than that to all peers together means that a switch stands between."""
 _PCIE_RATE = {"pcie3": "16 GB/s", "pcie4": "32 GB/s", "pcie5": "64 GB/s", "pcie6": "128 GB/s"}
+_NVLINK_SINCE = {70: "nvlink2", 80: "nvlink3", 90: "nvlink4", 100: "nvlink5"}
+"""From which compute capability on: V100, A100, H100 and Blackwell whitepapers."""
 _BELOW_ONE_SWITCH = ("PIX", "PXB")
 _ONE_SOCKET = (*_BELOW_ONE_SWITCH, "PHB", "NODE")
 
 
-def read_topo_matrix(text: str, gpu: str, nvlink: str = "nvlink4", pcie: str = "pcie5") -> dict[str, Any]:
+def read_topo_matrix(text: str, gpu: str, nvlink: str | None = None, pcie: str | None = None) -> dict[str, Any]:
     """A topology of one node, ready for build_topology or a YAML file.
 
     Args:
         text: what `nvidia-smi topo -m` printed.
         gpu: catalogue name of the GPUs.
-        nvlink: generation of the NVLinks, which the matrix does not tell.
-        pcie: generation of the PCIe slots.
+        nvlink: generation of the NVLinks, which the matrix does not tell; that of the GPU if not given.
+        pcie: generation of the PCIe slots; that of the GPU if not given.
 
     Raises:
-        InputError: no matrix, or an unknown entry or generation.
+        InputError: no matrix, or an unknown GPU, entry or generation.
     """
+    kind = load_gpu(gpu)
+    if nvlink is None:
+        nvlink = next((name for since, name in reversed(_NVLINK_SINCE.items()) if kind.sm_version >= since), "nvlink2")
+    if pcie is None:
+        rates = {parse(rate, "bytes_per_s", name): name for name, rate in _PCIE_RATE.items()}
+        pcie = rates.get(kind.pcie_bytes_per_s, "pcie5")  # a GPU on NVLink-C2C stands beside slots of PCIe 5
     if nvlink not in NVLINK_KINDS:
         raise InputError(_WHERE, f"unknown NVLink generation '{nvlink}'", nearest(nvlink, NVLINK_KINDS))
     if pcie not in _PCIE_RATE:
         raise InputError(_WHERE, f"unknown PCIe generation '{pcie}'", nearest(pcie, _PCIE_RATE))
     matrix = _matrix(text)
     gpus = [name for name in matrix if name.startswith("GPU")]
-    nics = [name for name in matrix if name.startswith("NIC")]
+    nics = [name for name in matrix if name not in gpus]
     switches = [group for group in _groups(matrix, _BELOW_ONE_SWITCH) if len(group) > 1]
     sockets = _groups(matrix, _ONE_SOCKET)
     components: dict[str, Any] = {
@@ -61,18 +71,19 @@ def read_topo_matrix(text: str, gpu: str, nvlink: str = "nvlink4", pcie: str = "
 
 def _matrix(text: str) -> dict[str, dict[str, str]]:
     """{row: {column: entry}} of the GPU and NIC part."""
-    clean = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    clean = re.sub(r"\x1b?\[[0-9;]*m", "", text)  # a paste into a web page loses the escape character alone
     lines = [line for line in clean.splitlines() if line.strip()]
     header = next(
         (n for n, line in enumerate(lines) if re.match(r"\s*GPU0\b", line) and " X " not in f" {line} "), None
     )
     if header is None:
         raise InputError(_WHERE, "holds no matrix", "paste all it prints, with the line of GPU0 GPU1 ...")
-    columns = re.findall(r"\b(?:GPU|NIC)\d+\b", re.sub(r"GPU NUMA ID", "", lines[header]))
+    # older drivers head a NIC's column with the name of its device, such as mlx5_0
+    columns = re.split(r"CPU Affinity|NUMA Affinity|GPU NUMA ID", lines[header])[0].split()
     matrix: dict[str, dict[str, str]] = {}
     for line in lines[header + 1 :]:
         cells = line.split()
-        if not re.fullmatch(r"(GPU|NIC)\d+", cells[0]):
+        if cells[0] not in columns:
             break
         entries = dict(zip(columns, cells[1:], strict=False))
         wrong = [e for e in entries.values() if e not in ("X", "SYS", *_ONE_SOCKET) and not re.fullmatch(r"NV\d+", e)]
@@ -81,9 +92,21 @@ def _matrix(text: str) -> dict[str, dict[str, str]]:
                 _WHERE, f"row {cells[0]} cannot be read: {wrong or line!r}", "X, NV#, PIX, PXB, PHB, NODE, SYS"
             )
         matrix[cells[0]] = entries
+    _check_complete(matrix, columns)
+    return matrix
+
+
+def _check_complete(matrix: dict[str, dict[str, str]], columns: list[str]) -> None:
     if not matrix:
         raise InputError(_WHERE, "holds a head line but no rows", "paste all it prints")
-    return matrix
+    missing = [name for name in columns if name not in matrix]
+    if missing:
+        raise InputError(_WHERE, f"has a column but no row of {', '.join(missing)}", "paste all it prints")
+    for a in columns:
+        for b in columns:
+            if matrix[a][b] != matrix[b][a]:
+                problem = f"says {matrix[a][b]} from {a} to {b} and {matrix[b][a]} back"
+                raise InputError(_WHERE, problem, "nvidia-smi prints the same both ways: paste it unchanged")
 
 
 def _groups(matrix: dict[str, dict[str, str]], near: tuple[str, ...]) -> list[list[str]]:
