@@ -27,9 +27,7 @@ def calibrate_engine(
     scenario: Annotated[
         str | None, typer.Option("--scenario", metavar="SCENARIO", help="Of a JSON: the scenario that repeats its run.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", help="Of a CSV: which preset to fit, vllm, trtllm or sglang.")
-    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="Of a CSV: which preset to fit, such as vllm.")] = None,
     parameters: Annotated[
         str | None, typer.Option("--parameters", metavar="NAMES", help="Times of the preset, separated by commas.")
     ] = None,

@@ -29,7 +29,7 @@ OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", 
 SOFTWARE = ("custom", "nccl", "eager", "torch", "ideal")
 """custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; eager: the same without CUDA graphs; nccl: NCCL, one
 call behind another as nccl-tests does; torch: NCCL through torch.distributed, launched one by one; ideal: free."""
-_OWN_KERNELS = ("custom", "eager")
+_WITH_ENGINES_KERNELS = ("custom", "eager")
 # NCCL takes NVLS from five GPUs on (measured in Stas Bekman's ML Engineering book: ring at 4 GPUs, NVLS from 5)
 _NVLS_FROM_GPUS = 5
 
@@ -62,8 +62,10 @@ class CollectiveTime:
     def edge_bytes(self) -> dict[Edge, float]:
         """Bytes on every directed edge."""
         total: dict[Edge, float] = {}
-        for phase in self._plan.phases if self._plan and self._topology else []:
-            for edge, share in phase.shares(self._topology).items():  # type: ignore[arg-type]
+        if self._plan is None or self._topology is None:
+            return total
+        for phase in self._plan.phases:
+            for edge, share in phase.shares(self._topology).items():
                 total[edge] = total.get(edge, 0.0) + share * self.size_bytes
         return total
 
@@ -232,9 +234,8 @@ class Communicator:
             if op == "all_reduce":
                 bandwidth = bandwidth + sizes / (EAGER_COPY * self._own_bandwidth())
             latency = np.maximum(latency, self.link_constants[self.kind].eager_floor_s - bandwidth)
-        if (
-            self.software == "torch" and op != "send_recv"
-        ):  # a sender's kernel leaves the message in the buffer and ends
+        # not of a send: the sender's kernel leaves the message in the buffer and ends
+        if self.software == "torch" and op != "send_recv":
             latency = np.maximum(latency, self.link_constants[self.kind].torch_floor_s - bandwidth)
         latency = np.where(sizes > 0, latency, 0.0)
         return chosen, latency, bandwidth
@@ -283,7 +284,7 @@ class Communicator:
             builders.append(lambda: algorithms.tree(group, op))
         if op == "all_reduce":
             builders += self._reducing()
-            if self.software in _OWN_KERNELS:
+            if self.software in _WITH_ENGINES_KERNELS:
                 builders += self._custom()
         return builders
 
@@ -326,9 +327,8 @@ class Communicator:
 
 def launch_s(constants: LinkConstants, plan: Plan) -> float:
     """What starting the kernel of a plan takes."""
-    return {"nccl": constants.launch_s, "peer": constants.peer_launch_s, "custom": constants.custom_launch_s}[
-        plan.launch
-    ]
+    launches = {"nccl": constants.launch_s, "peer": constants.peer_launch_s, "custom": constants.custom_launch_s}
+    return launches[plan.launch]
 
 
 ENGINES_KERNELS = ("one_shot", "two_shot", "multimem")

@@ -19,7 +19,7 @@ from sim.cost.fits import arithmetic, array
 from sim.cost.interpolation import Curve, LogGrid, nearest_row
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.cost.measured_corrections import AffineCurve
-from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, Table, find_tables
+from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, Table
 from sim.cost.measured_usage import Usage
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu, load_gpu
@@ -58,19 +58,6 @@ class MeasuredKernels:
         self._found: dict[Any, Any] = {}
         self._usage: dict[tuple[str, str], Usage] = {}
         self._notes: dict[str, None] = {}
-
-    @classmethod
-    def find(cls, gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "costs") -> MeasuredKernels:
-        """The backend over the tables that are installed.
-
-        Args:
-            framework: whose kernels, where the tables hold several engines': vllm, trtllm or sglang.
-            where: file and key path that asks for it, for the error message.
-
-        Raises:
-            InputError: no tables are installed; the hint says how to get them.
-        """
-        return cls(gpu, find_tables(gpu, framework, where))
 
     @property
     def notes(self) -> list[str]:

@@ -163,7 +163,7 @@ PRESETS: dict[str, EnginePreset] = {
         source="40 runs of SGLang 0.5; the entry time by hand, launching assumed (docs/validation.md)",
     ),
 }
-"""Each engine in its newest known version."""
+"""Each engine in its newest known version. TensorRT-LLM has two: its PyTorch backend, and the compiled engines before it."""
 
 
 ASYNC_SINCE = (0, 14)

@@ -43,7 +43,7 @@ class Clock(simpy.Environment):
     def stop_at(self, time_s: float) -> None:
         """`drain` returns at `time_s`, before anything that happens just then."""
         end = Event(self)
-        end._ok, end._value = True, None
+        end._ok, end._value = True, None  # as Environment.run(until) does: succeed() would schedule it now
         end.callbacks = [self._stop]
         self.schedule(end, URGENT, time_s - self._now)
 

@@ -121,7 +121,7 @@ class DecodeSet:
                 seq.state = ENDING
                 done.append(seq)
         if len(done) > 1:
-            done.sort(key=running_order)
+            done.sort(key=_running_order)
         return done
 
     def next_end(self) -> int:
@@ -143,7 +143,7 @@ class DecodeSet:
         starting, filling = members[iteration % size], members[(iteration + 1 - late) % size]
         if not starting and not filling:
             return
-        for seq in sorted(starting | filling, key=running_order):
+        for seq in sorted(starting | filling, key=_running_order):
             if seq in starting:
                 pool.take(seq, 1)
             if seq in filling:
@@ -188,6 +188,6 @@ class DecodeSet:
         self.ends = []
 
 
-def running_order(seq: Sequence) -> int:
+def _running_order(seq: Sequence) -> int:
     """Key to sort by: the place in the running list."""
     return seq.order

@@ -62,6 +62,7 @@ class HostCache:
                 self._there_s[key] = self._out_free_s
 
     def _make_room(self) -> bool:
+        """Forgets the least recently used block if the host is full; False if every block there is being fetched."""
         if len(self._there_s) < self.blocks:
             return True
         oldest = next((key for key in self._there_s if key not in self._fetches), None)

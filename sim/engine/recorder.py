@@ -61,7 +61,7 @@ class Table:
                 name: rows[:, i].astype(np.float64 if name in REAL_COLUMNS else np.int64)
                 for i, name in enumerate(self.columns)
             }
-            del rows
+            del rows  # a buffer that an array looks into cannot shrink
             self._bytes.clear()
         return self._finished
 

@@ -10,10 +10,10 @@ from sim.engine.batch import Batch, SchedulerLimits
 from sim.engine.batching import VllmScheduler
 from sim.engine.host_cache import TieredPool
 from sim.engine.kv_cache import BlockPool
+from sim.engine.policies import Policy
 from sim.engine.sequence import Sequence
 from sim.errors import InputError
 
-Policy = Callable[[SchedulerLimits, BlockPool, tuple[int, ...]], VllmScheduler]
 Prefill = Callable[[int, int], float]
 """Seconds to compute the tokens from .. to of a prompt that is alone."""
 Fetched = Callable[[Sequence, float, int], None]
@@ -97,9 +97,8 @@ class HostTier(VllmScheduler):
             self._fetched.append(seq)
             self.on_fetched(seq, sent_s, tokens)
 
-        self.host.fetch(
-            keys, arrived
-        )  # before blocks are taken: what is evicted for it must not push it out of the host
+        # before blocks are taken: what is evicted for it must not push it out of the host
+        self.host.fetch(keys, arrived)
         self._under_way += 1
         self._tiered.touch(seq, hits)
         self._tiered.take(seq, len(keys))

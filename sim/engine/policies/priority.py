@@ -53,8 +53,9 @@ class Priority(OrderedScheduler):
             lengths = [min(victim.known_tokens, window.window_tokens) for window in self.decodes.windows]
             batch.window_tokens = tuple(a - b for a, b in zip(batch.window_tokens, lengths, strict=True))
             batch.late = [seq for seq in batch.late if seq is not victim]
-        for chunk in [chunk for chunk in batch.chunks if chunk[2] is victim]:
-            batch.chunks = [other for other in batch.chunks if other is not chunk]
-            _, tokens, _, last = chunk
+        withdrawn = [(tokens, last) for _, tokens, seq, last in batch.chunks if seq is victim]
+        if withdrawn:
+            batch.chunks = [chunk for chunk in batch.chunks if chunk[2] is not victim]
+        for tokens, last in withdrawn:
             batch.chunk_tokens -= tokens
             batch.sampled -= last
