@@ -98,10 +98,10 @@ PRESETS: dict[str, EnginePreset] = {
     "ideal": _IDEAL,
     "vllm": EnginePreset(
         name="vllm",
-        layer_s=6e-6,
+        layer_s=14e-6,
         step_s=120e-6,
-        host_step_s=0.8e-3,
-        host_request_s=45e-6,
+        host_step_s=0.2e-3,
+        host_request_s=28e-6,
         stream_s=0.0,
         entry_s=8e-3,
         exit_s=1e-3,
@@ -110,7 +110,7 @@ PRESETS: dict[str, EnginePreset] = {
         graph_sizes=vllm_graph_sizes(),
         launch_layer_s=0.12e-3,
         mixed_graph_tokens=512,
-        source="AIC rows of 0.12 on H100 and BLIS rows of 0.15.1, by hand; launching assumed (docs/validation.md)",
+        source="AIC rows of 0.12 and BLIS rows of 0.15.1 on H100; launching and entry assumed (docs/validation.md)",
     ),
     "trtllm": EnginePreset(
         name="trtllm",
