@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sim.engine.boundary import Boundary
 from sim.engine.clock import Clock
-from sim.engine.replica import Boundary
 
 
 def played(arrivals_s: list[float], stop_s: float | None = None) -> tuple[list[str], Clock]:

@@ -47,12 +47,13 @@ def test_batches_are_padded_to_the_next_captured_graph():
     assert padded(tokens, ()).tolist() == tokens.tolist()
 
 
-def test_graphs_hold_decodes_of_every_engine_and_small_mixed_iterations_of_vllm():
+def test_graphs_hold_decodes_and_small_mixed_iterations_of_vllm_but_nothing_of_compiled_engines():
     tokens = np.array([1, 512, 513])
     assert launches(tokens, False, PRESETS["trtllm"]).tolist() == [False, False, True]
     assert launches(tokens, True, PRESETS["trtllm"]).tolist() == [True, True, True]
     assert launches(tokens, True, PRESETS["vllm"]).tolist() == [False, False, True]
     assert launches(tokens, False, preset_for("vllm", cuda_graphs=False)).all()
+    assert launches(tokens, False, PRESETS["trtllm-cpp"]).all()
 
 
 def test_without_cuda_graphs_an_iteration_takes_at_least_the_launching_of_its_layers():
