@@ -68,9 +68,9 @@ class VllmScheduler:
             self._ending = decodes.ended(iteration - 1)
         lone = self._spares_lone and len(self.running) + len(self.waiting) <= 1
         needed = decodes.block_phase[iteration % self._block_size]
-        count = decodes.count
-        batch = Batch(iteration, count, count * iteration + decodes.offset_sum)
-        budget = self._budget - count
+        number = decodes.count
+        batch = Batch(iteration, number, number * iteration + decodes.offset_sum)
+        budget = self._budget - number
         late = self._starved and self._starved_at == iteration - 1  # whose gap is longer than this iteration
         if self._prefilling or budget < 0 or needed > pool.free or late:
             budget = self._schedule_together(batch, budget, needed, lone)

@@ -50,16 +50,15 @@ def slowed(gpu: Gpu, speed: float) -> Gpu:
 def _refuse_what_excludes(scenario: Scenario, sharding: Sharding, role: str) -> None:
     """Raises InputError for options of the engine that cannot go with this cut of the model."""
     asked, where = scenario.deployment, scenario.where
-    apart = sharding.pipeline > 1 or (sharding.expert_parallel and sharding.data > 1) or role != "both"
+    lock_step = sharding.expert_parallel and sharding.data > 1
+    apart = sharding.pipeline > 1 or lock_step or role != "both"
     if scenario.engine.on_kv_full == "swap" and apart:
         raise InputError(
             f"{where}: engine.on_kv_full",
             "got swap with pipeline stages, replicas in lock-step, or prefill and decode apart",
             "use preempt, or plain replicas",
         )
-    if scenario.engine.kv_offloading_bytes and (
-        sharding.pipeline > 1 or (sharding.expert_parallel and sharding.data > 1)
-    ):
+    if scenario.engine.kv_offloading_bytes and (sharding.pipeline > 1 or lock_step):
         raise InputError(
             f"{where}: engine.kv_offloading_size",
             "got a size with pipeline stages or replicas in lock-step",
@@ -77,7 +76,7 @@ def _refuse_what_excludes(scenario: Scenario, sharding: Sharding, role: str) -> 
             "got true for one replica, which exchanges nothing",
             "raise data_parallel_size, or leave it out",
         )
-    if sharding.expert_parallel and sharding.data > 1 and sharding.pipeline > 1:
+    if lock_step and sharding.pipeline > 1:
         raise InputError(
             f"{where}: deployment.pipeline_parallel_size",
             f"got {sharding.pipeline} with experts shared by {sharding.data} replicas",

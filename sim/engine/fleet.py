@@ -137,18 +137,7 @@ class Fleet:
         if pool.lock_step:
             pricing, group = StagePricing(cost), self._groups[id(pool)]
             return LockStepRank(group, self.env, index, scheduler, pricing, self.recorder, done, exit_s=exit_s)
-        replica = Replica(
-            self.env,
-            index,
-            scheduler,
-            StagePricing(cost, self._loads(index, 0, cost)),
-            self.recorder,
-            done,
-            leaps=self.scenario.granularity == "leap",
-            layered=self._layered(index),
-            exit_s=exit_s,
-            fluid=self.fluid,
-        )
+        replica = self._plain(index, scheduler, cost, done)
         if isinstance(scheduler, HostTier):
             scheduler.begin_s = replica.begin_s
         return replica
@@ -167,6 +156,17 @@ class Fleet:
             hand_overs=hand_overs, exit_s=pool.preset.exit_s, fluid=fluid,
         )  # fmt: skip
 
+    def _plain(
+        self, index: int, scheduler: VllmScheduler, cost: StepCost, done: Callable[[Sequence, float], None]
+    ) -> Replica:
+        """A replica of one stage, by itself."""
+        pricing, leaps = StagePricing(cost, self._loads(index, 0, cost)), self.scenario.granularity == "leap"
+        layered, exit_s = self._layered(index), self.members[index][0].preset.exit_s
+        return Replica(
+            self.env, index, scheduler, pricing, self.recorder, done,
+            leaps=leaps, layered=layered, exit_s=exit_s, fluid=self.fluid,
+        )  # fmt: skip
+
     def _layered(self, index: int) -> bool:
         """Whether a replica runs kernel group by kernel group all the time: as asked, or for others on its links."""
         return self.scenario.granularity == "layer" or index in self.wires.sharing
@@ -183,12 +183,7 @@ class Fleet:
         (pool, _), scenario = self.members[index], self.scenario
         link = host_link(self.env, pool.topology, self._block_bytes(index), scenario.engine.swap_space_bytes)
         scheduler = SwapScheduler(limits, blocks, cost.windows, link=link)
-        pricing, leaps = StagePricing(cost, self._loads(index, 0, cost)), scenario.granularity == "leap"
-        exit_s, fluid = pool.preset.exit_s, self.fluid
-        replica = Replica(
-            self.env, index, scheduler, pricing, self.recorder, done,
-            leaps=leaps, layered=self._layered(index), exit_s=exit_s, fluid=fluid,
-        )  # fmt: skip
+        replica = self._plain(index, scheduler, cost, done)
         link.on_return = replica.nudge
         return replica
 

@@ -28,9 +28,8 @@ def draw_collectives(times: Sequence[CollectiveTime], title: str, path: Path) ->
     for time, y in zip(times, total, strict=True):
         name = f"{time.algorithm} {time.protocol}".strip()
         if name != before:
-            place = (
-                {"xytext": (-6, 6), "ha": "right"} if before else {"xytext": (0, 8), "ha": "left"}
-            )  # the first stays inside
+            # the first name stays inside the axes
+            place = {"xytext": (-6, 6), "ha": "right"} if before else {"xytext": (0, 8), "ha": "left"}
             above.annotate(name, (time.size_bytes, y), textcoords="offset points", fontsize=8, **place)
         before = name
     above.set(xscale="log", yscale="log", ylabel="time, us", title=title)

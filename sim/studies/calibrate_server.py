@@ -87,11 +87,9 @@ def calibrate_server(scenario: Scenario, measured: Benchmark, names: Sequence[st
     engine = scenario.engine.preset
     _check(scenario, names)
     first = scenario.workload.seed
-    runs = [
-        scenario.with_overrides({"workload.seed": seed}) for seed in range(first, first + max(SEEDS, SEEDS_FOR_CHANCE))
-    ]
+    runs = [scenario.with_overrides({"workload.seed": seed}) for seed in range(first, first + SEEDS_FOR_CHANCE)]
     _check_alike(scenario, simulate(scenario), measured)
-    sigma = _chance(runs[:SEEDS_FOR_CHANCE], measured)
+    sigma = _chance(runs, measured)
     keys = list(sigma)
     logs = np.log([measured.latencies_s[key] for key in keys])
     weights = 1 / np.array([sigma[key] for key in keys])
