@@ -44,9 +44,10 @@ def test_the_timeline_shows_occupancy_and_preemptions(full: Result) -> None:
 
 
 def test_the_timeline_marks_the_end_by_oom(full: Result) -> None:
-    full.oom = {"time_s": 3.0, "gpu": "n0.g1", "request": 17, "kv_tokens": 1, "needed_bytes": 1.0, "free_bytes": 0.0}
+    full.oom = {"time_s": 3.0, "gpu": "n0.g1", "request": 17, "kv_tokens": 1, "needed_bytes": 2e6, "free_bytes": 5e5}
     kv = plots.timeline(full).axes[0]
-    assert any(text.get_text() == "out of memory at 3 s\nn0.g1, request 17" for text in kv.texts)
+    told = "out of memory at 3 s\nn0.g1, request 17\nneeds 2 MB of KV, 500 kB free"
+    assert any(text.get_text() == told for text in kv.texts)
 
 
 def test_a_replica_that_idles_holds_nothing() -> None:

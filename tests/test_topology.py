@@ -145,6 +145,9 @@ def test_without_a_spine_another_rail_is_reached_through_a_neighbour() -> None:
         ({"overrides": [{"link": ["n0.g0", "n0.g1"], "missing": True}]}, "no link between n0.g0 and n0.g1"),
         ({"overrides": [{"gpu": "n0.g7", "speed": 0.5}]}, "nothing is called 'n0.g7'"),
         ({"overrides": [{"bandwidth_fraction": 0.5}]}, "neither `link` nor `gpu`"),
+        ({"overrides": [{"link": ["n0.g0", "n0.sw0"]}]}, "overrides[0]: nothing is said about n0.g0 - n0.sw0"),
+        ({"overrides": [{"link": ["n0.g0", "n0.sw0"], "speed": 0.5}]}, "`speed` is of a gpu, not of a link"),
+        ({"overrides": [{"gpu": "n0.g0", "speed": 0.5, "missing": True}]}, "mixes `gpu` and missing"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_path_and_a_hint(change: dict[str, Any], message: str) -> None:
@@ -207,6 +210,13 @@ def test_summary_names_what_is_shared() -> None:
     assert (port.gpus, port.each_bytes_per_s) == (8, 12.5e9 / 8)
     assert any("8 GPUs of a node need n0.nic to tor" in line for line in cloud.lines)
     assert summarise(load_topology("fat-tree-oversubscribed", {})).oversubscribed == {"leaf0": 4.0, "leaf1": 4.0}
+
+
+def test_summary_names_an_overridden_gpu_and_counts_a_single_pair() -> None:
+    overrides = [{"gpu": "n0.g3", "speed": 0.8}, {"link": ["n0.nic0", "leaf0"], "bandwidth_fraction": 0.25}]
+    lines = summarise(load_topology("dgx-h100", {"nodes": 2, "overrides": overrides})).lines
+    assert "overridden: n0.g3 computes at 0.8 of its speed" in lines
+    assert any("12.5 GB/s a direction" in line and "(1 pair, such as n0.g0 and n1.g0)" in line for line in lines)
 
 
 def test_four_thousand_gpus_are_built_and_described() -> None:

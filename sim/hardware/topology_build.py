@@ -169,7 +169,10 @@ class GraphBuilder:
         return units.parse(self.parameters.get(str(text), text), dimension, where)
 
     def _override(self, override: OverrideSpec, where: str) -> None:
+        of_a_link = [k for k in ("bandwidth_fraction", "extra_latency", "missing") if k in override.model_fields_set]
         if override.gpu is not None:
+            if override.link is not None or of_a_link:
+                raise InputError(where, f"mixes `gpu` and {', '.join(of_a_link) or 'link'}", "one override for each")
             self._known(override.gpu, f"{where}.gpu")
             if override.speed is None:
                 raise InputError(where, f"nothing is said about '{override.gpu}'", "give its `speed`, such as 0.8")
@@ -178,6 +181,11 @@ class GraphBuilder:
         if override.link is None:
             raise InputError(where, "neither `link` nor `gpu` is named", "link: [n0.nic3, leaf3]")
         a, b = override.link
+        if override.speed is not None or not of_a_link:
+            problem = (
+                f"nothing is said about {a} - {b}" if override.speed is None else "`speed` is of a gpu, not of a link"
+            )
+            raise InputError(where, problem, "give its bandwidth_fraction, extra_latency or missing: true")
         for end in (a, b):
             self._known(end, f"{where}.link")
         if not self.graph.has_edge(a, b):

@@ -65,6 +65,8 @@ class TopologySummary:
     shared: list[SharedEdge]
     oversubscribed: dict[str, float]
     """Network switches with less bandwidth up than down, and down over up."""
+    gpu_speed: dict[str, float]
+    """GPUs that an override makes slow or fast, and their speed relative to their kind."""
     sampled: bool
     lines: list[str] = field(default_factory=list)
     """The same in words."""
@@ -88,6 +90,7 @@ def summarise(topology: Topology) -> TopologySummary:
         pairs=classes,
         shared=_shared(topology),
         oversubscribed=_oversubscribed(topology),
+        gpu_speed=dict(topology.gpu_speed),
         sampled=not exact,
     )
     summary.lines.extend(_words(summary))
@@ -179,13 +182,15 @@ def _words(summary: TopologySummary) -> list[str]:
     for c in summary.pairs:
         lines.append(
             f"{c.relation}: {units.format_rate(c.bandwidth_bytes_per_s)} a direction over {c.kind}, {_hops(c.hops)}, "
-            f"{units.format_time(c.latency_s)} ({c.pairs} pairs, such as {c.example[0]} and {c.example[1]})"
+            f"{units.format_time(c.latency_s)} ({'1 pair' if c.pairs == 1 else f'{c.pairs} pairs'}, such as "
+            f"{c.example[0]} and {c.example[1]})"
         )
     lines += _shared_words(summary.shared)
     worst = max(summary.oversubscribed.items(), key=lambda item: item[1], default=None)
     if worst:
         count = len(summary.oversubscribed)
         lines.append(f"oversubscribed: {count} switches, {worst[0]} by {worst[1]:.3g} to 1")
+    lines += [f"overridden: {gpu} computes at {speed:.3g} of its speed" for gpu, speed in summary.gpu_speed.items()]
     if summary.sampled:
         lines.append("pairs are those among four nodes; the others are like them only if the cluster is regular")
     return lines

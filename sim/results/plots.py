@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sim import units
 from sim.results.console import span
 from sim.results.gaps import Floats
 from sim.results.metrics import gap_pool, latencies, segment_s
@@ -84,10 +85,12 @@ def _mark_oom(axes: Axes, result: Result) -> None:
     if result.oom is None:
         return
     at = result.oom["time_s"]
+    needed, free = (units.format_bytes(result.oom[key]) for key in ("needed_bytes", "free_bytes"))
     axes.axvline(at, color=_RED, linewidth=1.6)
     left = at > result.end_s / 2
     axes.annotate(
-        f"out of memory at {at:.4g} s\n{result.oom['gpu']}, request {result.oom['request']}",
+        f"out of memory at {at:.4g} s\n{result.oom['gpu']}, request {result.oom['request']}\n"
+        f"needs {needed} of KV, {free} free",
         (at, 0.5),
         xycoords=("data", "axes fraction"),
         xytext=(-8 if left else 8, 0),

@@ -102,8 +102,11 @@ def break_even(faster: Contender, slower: Contender, quantity: Quantity) -> Brea
         mine, other = (factor if change else 1.0 for change in changed)
         return slower.iteration_s(quantity, other) - faster.iteration_s(quantity, mine)
 
-    factor = _flip(lead_s)
     now = wire.value(quantity)
+    if lead_s(1.0) <= _PRECISION * slower.iteration_s(quantity, 1.0):
+        # what sets them apart in the run (a slow GPU, sharing, another batch) is not in these iterations
+        return BreakEven(quantity, now, None, "none: alone on their links they are as fast as each other")
+    factor = _flip(lead_s)
     flips_at = None if factor is None else factor * now
     return BreakEven(quantity, now, flips_at, _told(quantity, now, flips_at, changed))
 
