@@ -222,6 +222,19 @@ def test_never_is_said_when_no_network_changes_the_choice() -> None:
 # --- in words -----------------------------------------------------------------------------------------------------------
 
 
+def test_links_that_change_leave_a_slow_gpu_slow() -> None:
+    slow = [{"gpu": "n1.g1", "speed": 0.5}]
+    across = scenario(deployment=TWO_ON_A_PORT, cluster={"nodes": 2})
+    lagging = across.with_overrides({"cluster.overrides": slow})
+    flips = compare([across, lagging]).break_even["decode"]
+    assert [flips[quantity].flips_at for quantity in ("latency", "bandwidth")] == [None, None]
+
+
+def test_equals_have_no_break_even() -> None:
+    twice = compare([wide(), wide().with_overrides({"name": "again"})]).break_even["decode"]["bandwidth"]
+    assert (twice.flips_at, twice.text) == (None, "never: alone on their links there is no lead to lose")
+
+
 def shipped(*names: str) -> list[Scenario]:
     return [Scenario.load(SHIPPED / f"{name}.yaml") for name in names]
 

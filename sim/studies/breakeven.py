@@ -105,7 +105,7 @@ def break_even(faster: Contender, slower: Contender, quantity: Quantity) -> Brea
     now = wire.value(quantity)
     if lead_s(1.0) <= _PRECISION * slower.iteration_s(quantity, 1.0):
         # what sets them apart in the run (a slow GPU, sharing, another batch) is not in these iterations
-        return BreakEven(quantity, now, None, "none: alone on their links they are as fast as each other")
+        return BreakEven(quantity, now, None, "never: alone on their links there is no lead to lose")
     factor = _flip(lead_s)
     flips_at = None if factor is None else factor * now
     return BreakEven(quantity, now, flips_at, _told(quantity, now, flips_at, changed))
@@ -135,7 +135,7 @@ def _rewired(topology: Topology, quantity: Quantity, factor: float) -> Topology:
             link[name] *= factor
     return Topology(
         topology.name, graph, topology.gpus, topology.node_of, topology.gpu_kind, topology.gpu_speed,
-        topology.parameters, topology.calibration, topology.source,
+        topology.parameters, topology.calibration, topology.source, topology.overridden,
     )  # fmt: skip
 
 
