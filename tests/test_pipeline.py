@@ -177,13 +177,15 @@ def test_the_period_of_a_lane_is_that_of_a_cyclic_flow_shop(stages: int) -> None
         passage_s = cost.host_s[1] + sum(each_s) + sum(table[1] for table in cost.hand_over_s)
         period_s = max(passage_s, stages * max(each_s), stages * cost.host_s[1])
         assert took_s == pytest.approx(period_s, rel=1e-4)  # contexts grow by a token in between
-    assert (found.walls_ms_per_token["pipeline_bubble"] > 0.02) == (stages > 2)
+    # per token of the whole run, whose contexts and so passages differ a little
+    waits_ms = 1e3 * (period_s - passage_s)
+    assert found.walls_ms_per_token["pipeline_bubble"] == pytest.approx(waits_ms, abs=0.02)
 
 
 def test_an_even_pipeline_has_the_smallest_bubble() -> None:
     even = run(scenario(requests=2, output_tokens=60))
     slow = run(scenario(requests=2, output_tokens=60, cluster={"overrides": [{"gpu": "n0.g1", "speed": 0.5}]}))
-    assert even.walls_ms_per_token["pipeline_bubble"] < 0.1 < slow.walls_ms_per_token["pipeline_bubble"]
+    assert 10 * even.walls_ms_per_token["pipeline_bubble"] < slow.walls_ms_per_token["pipeline_bubble"]
 
 
 # --- between stages -----------------------------------------------------------------------------------------------------
