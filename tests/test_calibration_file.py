@@ -122,6 +122,8 @@ def test_a_changed_file_is_another_scenario_wherever_it_stands(tmp_path: Path) -
         ("source: x\nkernels: {h1000: {gemm: {bf16: {factor: 1}}}}\n", "h1000"),
         ("source: x\nkernels: {h100-sxm: {gem: {bf16: {factor: 1}}}}\n", "did you mean 'gemm'"),
         ("source: x\nlinks: {nvlink9: {source: x}}\n", "got the link kind 'nvlink9'"),
+        ("source: x\nlinks: {nvlink4: {efficiency: 0.5}}\n", "is missing\n  needed here: source$"),
+        ("source: x\nkernels: {h100-sxm: 1}\n", "kernels.h100-sxm: got 1\n  write keys and values here$"),
     ],
 )
 def test_mistakes_are_located_in_both_files(tmp_path: Path, text: str, message: str) -> None:

@@ -122,7 +122,7 @@ def _explain(
     if kind == "extra_forbidden":
         return "is an unknown key", nearest(path[-1], _keys_at(path[:-1], data, model))
     if kind == "missing":
-        return "is missing", f"needed here: {', '.join(_needed_at(path[:-1], data, model))}"
+        return "is missing", f"needed here: {', '.join(_needed_at(path[:-1], data, model)) or path[-1]}"
     if kind == "union_tag_not_found":
         return "has no `kind`", f"allowed kinds: {', '.join(sorted(_variants(_annotation_at(path, data, model))))}"
     if kind == "union_tag_invalid":
@@ -134,7 +134,7 @@ def _explain(
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         kinds = sorted(_variants(_annotation_at(path, data, model)))
         keys = f"kind: {' | '.join(kinds)}" if kinds else ", ".join(_keys_at(path, data, model))
-        return got, f"write keys and values here: {keys}"
+        return got, f"write keys and values here: {keys}".removesuffix(": ")
     return got, _EXPECTED.get(kind, error["msg"]).format(**context).removesuffix(".0")
 
 
