@@ -30,6 +30,8 @@ WEIGHTS = {"ttft": 0.3, "tpot": 1.0, "itl": 1.0, "output throughput": 1.0, "e2e"
 SHORTEST_S = 1e-7
 LARGEST_STEP = 3.5
 """A value is looked for within this many factors of e of where it starts."""
+MOST_EVALUATIONS = 12
+"""Steps of a fit at most, each of which simulates every case once for each parameter."""
 MOST_CASES = 150
 
 
@@ -128,7 +130,7 @@ def _fit(engine: str, names: Sequence[str], start: Floats, cases: Sequence[Case]
         loss="soft_l1",
         f_scale=0.1,
         diff_step=0.05,
-        max_nfev=5,
+        max_nfev=MOST_EVALUATIONS,
         bounds=(1 - LARGEST_STEP, 1 + LARGEST_STEP),
     )
     return np.asarray(start * np.exp(found.x - 1), dtype=np.float64)
