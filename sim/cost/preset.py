@@ -108,7 +108,7 @@ PRESETS: dict[str, EnginePreset] = {
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
-        launch_layer_s=0.12e-3,
+        launch_layer_s=0.25e-3,
         mixed_graph_tokens=512,
         source="AIC rows of 0.12 and BLIS rows of 0.15.1 on H100; launching and entry assumed (docs/validation.md)",
     ),
@@ -159,7 +159,7 @@ PRESETS: dict[str, EnginePreset] = {
         async_scheduling=True,
         software="custom",
         graph_sizes=vllm_graph_sizes(),
-        launch_layer_s=0.2e-3,
+        launch_layer_s=0.25e-3,
         source="40 runs of SGLang 0.5; the entry time by hand, launching assumed (docs/validation.md)",
     ),
 }
