@@ -170,7 +170,7 @@ class LockStepGroup:
         self.ranks: list[LockStepRank] = []
         self.pricing: LockStepPricing | None = None
         """Set once all ranks are known."""
-        self._due: Event | None = None
+        self._due: Boundary | None = None
         self._under_way: GroupIteration | None = None
 
     def wake(self) -> None:

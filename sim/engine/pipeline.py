@@ -82,7 +82,7 @@ class PipelineReplica:
         """What each hand-over puts on links that others use too; needed with `fluid` only."""
         self._left: list[Event] = []
         """Layer by layer: for each stage, the departure of the batch that entered it last."""
-        self._waking: Event | None = None
+        self._waking: Boundary | None = None
         self._at_boundary = False
 
     def submit(self, seq: Sequence) -> None:

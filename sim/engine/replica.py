@@ -84,7 +84,7 @@ class Replica:
 
     def _begin(self) -> None:
         """Nothing is under way, waited for or remembered: at the start, and again after a failure."""
-        self._due: Event | None = None
+        self._due: Boundary | None = None
         self._batch: Batch | None = None
         self._before: Batch | None = None
         """The first of the iterations before, if they only decoded."""
@@ -228,7 +228,7 @@ class Replica:
         """The next boundary is then; one waited for before is not awaited any more."""
         self._due = Boundary(self.env, at_s, self._at_end)
 
-    def _boundary(self, event: Event) -> None:
+    def _boundary(self, event: object) -> None:
         if event is not self._due:
             return
         self._due = None
