@@ -54,6 +54,10 @@ ANSWERS_ON_TRACES = {
 }
 
 
+def _time(of_ms: float) -> str:
+    return f"{of_ms:.0f} ms" if of_ms < 1000 else f"{of_ms / 1e3:.1f} s"
+
+
 def runs(names: Any) -> dict[str, Result | DoesNotFit]:
     """What became of each scenario."""
     done: dict[str, Result | DoesNotFit] = {}
@@ -79,7 +83,7 @@ def numbers(run: Result | DoesNotFit) -> Mapping[str, object]:
         "most": int(run.steps["running"].max()),
         "preemptions": run.preemptions or "no",
         "token": f"{summary['median_tpot_ms']:.1f} ms a token",
-        "first": f"{summary['median_ttft_ms'] / 1e3:.1f} s",
+        "first": _time(summary["median_ttft_ms"]),
         "first_p99": f"{summary['p99_ttft_ms'] / 1e3:.2f} s",
         "throughput": f"{summary['output_throughput']:,.0f} tokens/s",
         "hits": f"{summary['prefix_cache_hit_rate'] or 0.0:.1%}",
