@@ -20,9 +20,10 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest -m benchmark -s tests/bench_*.py
 
-# runs every cell of every script and writes what it shows beside it; a cell that fails ends it
+# runs every cell of every script and writes what it shows beside it (--update would keep what it showed before); a cell that
+# fails ends it
 notebooks: $(VENV)/installed
-	$(BIN)/jupytext --quiet --update --to ipynb --execute notebooks/*.py
+	$(BIN)/jupytext --quiet --to ipynb --execute notebooks/*.py
 
 # writes what the code answers into README.md and the pages of docs/
 docs: $(VENV)/installed
