@@ -46,9 +46,9 @@ def closed_loop(env: Environment, fluid: Fluid, clients: list[list[Work]]) -> fl
     return len(finished) / took_s
 
 
-def measure(
-    name: str, fabric: Callable[[], list[list[Capacity]]], sizes: list[float], goal: float, latency_s: float = 0.0
-) -> None:
+def activities_per_s(
+    name: str, fabric: Callable[[], list[list[Capacity]]], sizes: list[float], latency_s: float = 0.0
+) -> float:
     """Best of three closed loops of one client a path, whose activities have random ones of `sizes`."""
     speeds = []
     for seed in range(3):
@@ -65,7 +65,7 @@ def measure(
             clients.append(works)
         speeds.append(closed_loop(env, Fluid(env), clients))
     print(f"\n{name}: {max(speeds):,.0f} activities/s")
-    assert max(speeds) >= goal
+    return max(speeds)
 
 
 EQUAL = [1e6]
@@ -97,14 +97,14 @@ def all_on_one_spine() -> list[list[Capacity]]:
 @pytest.mark.parametrize("sizes", [EQUAL, MIXED], ids=["equal", "mixed"])
 @pytest.mark.parametrize("fabric", [groups_on_one_edge_each, groups_with_paths_of_their_own])
 def test_disjoint_groups_of_four(fabric: Callable[[], list[list[Capacity]]], sizes: list[float]) -> None:
-    measure(fabric.__name__, fabric, sizes, 20_000)
+    assert activities_per_s(fabric.__name__, fabric, sizes) >= 20_000
 
 
 @pytest.mark.parametrize("latency_s", [0.0, 5e-6])
 @pytest.mark.parametrize("sizes", [EQUAL, MIXED], ids=["equal", "mixed"])
 def test_all_on_one_edge(sizes: list[float], latency_s: float) -> None:
-    measure(f"all_on_one_edge, latency {latency_s} s", all_on_one_edge, sizes, 5_000, latency_s)
+    assert activities_per_s(f"all_on_one_edge, latency {latency_s} s", all_on_one_edge, sizes, latency_s) >= 5_000
 
 
 def test_all_on_one_spine() -> None:
-    measure("all_on_one_spine", all_on_one_spine, MIXED, 1_000)
+    assert activities_per_s("all_on_one_spine", all_on_one_spine, MIXED) >= 1_000

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import units
+from sim.collector import collector_paused
 from sim.cost import collective_algorithms as algorithms
 from sim.cost.collective_algorithms import Group
 from sim.cost.collective_constants import (
@@ -247,7 +248,8 @@ class Communicator:
     def _candidates(self, op: str) -> list[Price]:
         found = self._prices.get(op)
         if found is None:
-            found = self._prices[op] = self._compile(op)
+            with collector_paused():
+                found = self._prices[op] = self._compile(op)
         return found
 
     def _compile(self, op: str) -> list[Price]:

@@ -47,11 +47,12 @@ class EnginePreset:
     """Largest iteration with prompt tokens that CUDA graphs hold (vLLM's piecewise graphs); 0: they hold decodes only."""
     sustained_clock: float = 0.86
     """Clock that a GPU keeps under hours of prompt processing over the one its kernels were measured at in short bursts:
-    what waits for the tensor cores takes that much longer."""
+    what waits for the tensor cores takes that much longer. Fits of four engines gave 0.80 to 0.93 (docs/validation.md)."""
     fused_quantisation: bool = False
     """Activations are quantised by the kernel that writes them, with scales known in advance, not by one of their own."""
     fp8_attention: float = 1.0
-    """Decode attention over an fp8 cache, in time of the measured kernels (vLLM's): an engine's own may be faster."""
+    """Decode attention over an fp8 cache, in time of the measured kernels (vLLM's): an engine's own may be faster,
+    but never reads its cache faster than the HBM gives it: a small share stands for kernels that HBM alone limits."""
     ideal: bool = False
     """Printed peaks, no fixed cost: the back of an envelope."""
     source: str = ""

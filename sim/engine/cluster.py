@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from simpy.core import Infinity
 
-from sim.engine.clock import Clock, collector_paused
+from sim.collector import collector_paused
+from sim.engine.clock import Clock
 from sim.engine.recorder import CUT, REJECTED, Recorder
 from sim.engine.router import Router
 from sim.engine.sequence import Sequence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import networkx as nx
 import yaml
 
+from sim.collector import collector_paused
 from sim.errors import InputError, nearest
 from sim.hardware.exchange import Exchange, exchange
 from sim.hardware.gpu import gpu_name
@@ -73,16 +73,11 @@ class Topology:
     @contextmanager
     def _in_bulk(self) -> Iterator[None]:
         """Work on thousands of ways at once; a pair that no way joins is named."""
-        # what is made here stays: the garbage collector would search it again and again in vain, for a third of the time
-        collecting = gc.isenabled()
-        gc.disable()
         try:
-            yield
+            with collector_paused():
+                yield
         except LookupError as error:
             raise self._unreachable(*error.args[0]) from None
-        finally:
-            if collecting:
-                gc.enable()
 
     @property
     def table(self) -> EdgeTable:

@@ -20,9 +20,9 @@ ENGINES = (
 """Word in `engine+version` -> preset. TurboMind and gpt-fast run captured or C++ loops like TensorRT-LLM."""
 
 PYTORCH_TRTLLM = (0, 20)
-"""TensorRT-LLM's published tables run its PyTorch backend from this version on, compiled engines before."""
+"""TensorRT-LLM's published tables run its PyTorch backend from this version on, compiled engines before (its own pages)."""
 EAGER_TRTLLM = (0, 20)
-"""The one whose tables were made without CUDA graphs."""
+"""The one whose tables were made without CUDA graphs (README of the folder of measurements)."""
 BENCH_CACHE_SHARE = 0.95
 """--kv_cache_free_gpu_mem_fraction of the trtllm-bench runs of TensorRT-LLM's performance pages, as those of v0.17 state it."""
 STATIC_PASS_TOKENS = 32768

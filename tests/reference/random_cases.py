@@ -69,7 +69,7 @@ def _requests(rng: Random, config: Config) -> list[Request]:
             prompt = list(rng.choice(requests).prompt)
         else:
             prompt = _fresh(rng, number, typical, rng.random() < prefix_share)
-        prompt = _shortened(prompt, config.max_model_len - 1)
+        prompt = shortened(prompt, config.max_model_len - 1)
         # Mostly short of the pool; sometimes far beyond max_model_len, which cuts it (E1).
         room = config.max_model_len - sum(count for _, _, count in prompt)
         max_tokens = rng.choice([1, rng.randint(1, 6), rng.randint(1, room), rng.randint(1, 30), 2 * room])
@@ -95,7 +95,7 @@ def _continuation(rng: Random, number: int, earlier: Request) -> list[Segment]:
     return prompt
 
 
-def _shortened(prompt: list[Segment], limit: int) -> list[Segment]:
+def shortened(prompt: list[Segment], limit: int) -> list[Segment]:
     """The first `limit` tokens of a prompt."""
     kept: list[Segment] = []
     for kind, source, count in prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from .random_cases import shortened
 from .scheduler import VERSIONS
 from .trace import Case, Config, Request, Segment
 
@@ -76,18 +77,8 @@ def _prompts(rng: Random, count: int, max_model_len: int) -> tuple[list[list[Seg
             prompt = [*prompts[earlier], ("o", earlier, rng.randint(1, 60)), ("s", f"more{number}", rng.randint(1, 40))]
         else:
             prompt = list(rng.choice(prompts))
-        prompts.append(_shortened(prompt, max_model_len - 1))
+        prompts.append(shortened(prompt, max_model_len - 1))
     return prompts, max(_length(prompt) for prompt in prompts)
-
-
-def _shortened(prompt: list[Segment], limit: int) -> list[Segment]:
-    kept: list[Segment] = []
-    for kind, source, count in prompt:
-        taken = min(count, limit)
-        if taken:
-            kept.append((kind, source, taken))
-        limit -= taken
-    return kept
 
 
 def _length(prompt: list[Segment]) -> int:

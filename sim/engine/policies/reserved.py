@@ -34,7 +34,7 @@ class ReservingPool(BlockPool):
         return self.reservation(seq) if seq in self._holders else 0
 
     def take(self, seq: Sequence, blocks: int) -> None:
-        """Gives `seq` its whole reservation, however few blocks are asked for now."""
+        """Gives `seq` its whole reservation, however few blocks the caller asks for."""
         if seq not in self._holders:
             self._holders.add(seq)
             self.free -= self.reservation(seq)
