@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sim.engine.boundary import Boundary
 from sim.engine.clock import Clock
 
 
@@ -15,7 +14,7 @@ def played(arrivals_s: list[float], stop_s: float | None = None) -> tuple[list[s
         clock.due_s = next(upcoming)
 
     for time_s in (1.0, 3.0):
-        Boundary(clock, time_s, lambda _: told.append(f"boundary {clock.now:g}"))
+        clock.call_at(time_s, lambda _: told.append(f"boundary {clock.now:g}"))
         clock.timeout(time_s).callbacks.append(lambda _: told.append(f"timeout {clock.now:g}"))
     clock.arrive, clock.due_s = arrive, next(upcoming)
     if stop_s is not None:

@@ -128,7 +128,8 @@ class Engine:
 
     def run(self) -> None:
         try:
-            self.env.run(until=self.times_s[-1] + 1.5)
+            self.env.stop_at(self.times_s[-1] + 1.5)
+            self.env.drain()
         except ClockStuck:
             assert self.header["status"] != "complete"
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop
+from heapq import heappop, heappush
+from typing import Any
 
 import simpy
 from simpy.core import Infinity
 from simpy.events import URGENT, Event
 
-ARRIVAL_PRIORITY = 2
-"""An arrival comes after the events of its instant that have a priority below this, before all others."""
+CALL_PRIORITY = 2
+"""Of calls in the queue: after the events of their instant (0 and 1 in SimPy) and after its arrivals."""
 
 
 class Clock(simpy.Environment):
     """A SimPy environment that knows how many events it has seen, and takes arrivals from a sorted stream.
 
     What is sorted already needs no place in the event queue: an arrival is as cheap as a comparison with the queue's head.
+    The most frequent events, the ends of iterations, stand in the queue as calls: nothing ever waits for them.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,13 @@ class Clock(simpy.Environment):
         """When something happens next; infinity: never."""
         return min(super().peek(), self.due_s)
 
+    def call_at(self, at_s: float, call: Callable[[int], None]) -> int:
+        """Has `call` called at `at_s`, to the last digit, after all else of that instant; returns the number it is told then."""
+        number = next(self._eid)
+        queue: list[Any] = self._queue
+        heappush(queue, (at_s, CALL_PRIORITY, number, call))
+        return number
+
     def stop_at(self, time_s: float) -> None:
         """`drain` returns at `time_s`, before anything that happens just then."""
         end = Event(self)
@@ -49,13 +58,16 @@ class Clock(simpy.Environment):
         self.stopped = True
 
     def drain(self) -> None:
-        """Runs until it is stopped or nothing is left to happen: `step()` again and again, without a call for each event."""
-        queue = self._queue
+        """Runs until it is stopped or nothing is left to happen; SimPy's own `run` knows of no arrivals and no calls."""
+        queue: list[Any] = self._queue
         while not self.stopped:
             due_s = self.due_s
-            if queue and ((first := queue[0])[0] < due_s or (first[0] == due_s and first[1] < ARRIVAL_PRIORITY)):
-                self._now, _, _, event = heappop(queue)
-                callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+            if queue and ((first := queue[0])[0] < due_s or (first[0] == due_s and first[1] < CALL_PRIORITY)):
+                self._now, priority, number, event = heappop(queue)
+                if priority == CALL_PRIORITY:
+                    event(number)
+                    continue
+                callbacks, event.callbacks = event.callbacks, None
                 for callback in callbacks:
                     callback(event)
                 if not event._ok and not hasattr(event, "_defused"):

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-import simpy
-
 from sim.cost.pipeline import PipelineCost
 from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost
 from sim.engine.batch import SchedulerLimits
 from sim.engine.batching import VllmScheduler
+from sim.engine.clock import Clock
 from sim.engine.deployment import Deployment, deployments
 from sim.engine.fleet_events import Entrance, FleetEvents, weights_s
 from sim.engine.fluid import Fluid
@@ -92,7 +91,7 @@ class Fleet:
             return problem
         return replace(kept, per_gpu=tuple(row for memory in self.memories for row in memory.per_gpu))
 
-    def build(self, env: simpy.Environment, recorder_of: Callable[[tuple[int, ...]], Recorder]) -> Recorder:
+    def build(self, env: Clock, recorder_of: Callable[[tuple[int, ...]], Recorder]) -> Recorder:
         """Prices every replica; returns the recorder they will write to, made for the model's windows."""
         self.costs = [pool.cost(index) for pool, index in self.members]
         self.wires = Wires(self.members, transfers=self.disaggregated)

@@ -12,14 +12,12 @@ from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 import numpy as np
-import simpy
-from simpy.events import Event
 
 from sim.cost.experts import LockStepCost
 from sim.cost.preset import padded
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
-from sim.engine.boundary import Boundary
+from sim.engine.clock import Clock
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
 from sim.engine.replica import Replica
@@ -104,7 +102,7 @@ class LockStepRank(Replica):
     def __init__(
         self,
         group: LockStepGroup,
-        env: simpy.Environment,
+        env: Clock,
         index: int,
         scheduler: VllmScheduler,
         pricing: StagePricing,
@@ -165,20 +163,21 @@ class LockStepRank(Replica):
 class LockStepGroup:
     """The ranks of one model whose iterations start and end together."""
 
-    def __init__(self, env: simpy.Environment) -> None:
+    def __init__(self, env: Clock) -> None:
         self.env = env
         self.ranks: list[LockStepRank] = []
         self.pricing: LockStepPricing | None = None
         """Set once all ranks are known."""
-        self._due: Boundary | None = None
+        self._due = False
         self._under_way: GroupIteration | None = None
 
     def wake(self) -> None:
         """Somebody has work: a group at rest starts; one at work will see it after this iteration."""
-        if self._due is None and self._under_way is None:
-            self._due = Boundary(self.env, self.env.now, self._boundary)
+        if not self._due and self._under_way is None:
+            self._due = True
+            self.env.call_at(self.env.now, self._boundary)
 
-    def _boundary(self, _: Event) -> None:
+    def _boundary(self, _: int) -> None:
         now_s, over = self.env.now, self._under_way
         for i, rank in enumerate(self.ranks):
             own = (
@@ -190,9 +189,9 @@ class LockStepGroup:
             batches = [rank.look_again(batch, now_s) for rank, batch in zip(self.ranks, batches, strict=True)]
         assert self.pricing is not None
         busy = any(batch is not None for batch in batches)
-        self._due, self._under_way = None, self.pricing.iteration(batches) if busy else None
+        self._due, self._under_way = False, self.pricing.iteration(batches) if busy else None
         duration_s = self._under_way.duration_s if self._under_way is not None else 0.0
         for rank, batch in zip(self.ranks, batches, strict=True):
             rank.begin(batch, now_s, duration_s)
         if busy:
-            Boundary(self.env, now_s + duration_s, self._boundary)
+            self.env.call_at(now_s + duration_s, self._boundary)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Items
 
-import simpy
 from simpy.events import Event
 
 from sim.cost.pipeline import PipelineCost
 from sim.engine.batch import Batch
-from sim.engine.boundary import Boundary
+from sim.engine.clock import Clock
 from sim.engine.fluid import Fluid
 from sim.engine.lanes import LaneScheduler
 from sim.engine.pricing import StagePricing
@@ -39,7 +38,7 @@ class Lane:
         self.start_s = 0.0
         self.shared_s = 0.0
         """What its batch has lost so far to others on the same links."""
-        self.at_end: Callable[[Event], None] = lambda _: on_end(self)
+        self.at_end: Callable[[int], None] = lambda _: on_end(self)
 
     def lost(self, took_s: float, alone_s: float) -> None:
         """Something that takes `alone_s` alone took `took_s`."""
@@ -52,7 +51,7 @@ class PipelineReplica:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Clock,
         index: int,
         schedulers: Items[LaneScheduler],
         cost: PipelineCost,
@@ -82,15 +81,16 @@ class PipelineReplica:
         """What each hand-over puts on links that others use too; needed with `fluid` only."""
         self._left: list[Event] = []
         """Layer by layer: for each stage, the departure of the batch that entered it last."""
-        self._waking: Boundary | None = None
+        self._waking = False
         self._at_boundary = False
 
     def submit(self, seq: Sequence) -> None:
         """A request arrives now."""
         self.outstanding += 1
         self.scheduler.add(seq)
-        if self._waking is None and not self._at_boundary and any(lane.batch is None for lane in self._lanes):
-            self._waking = Boundary(self.env, self.env.now, self._wake)
+        if not self._waking and not self._at_boundary and any(lane.batch is None for lane in self._lanes):
+            self._waking = True
+            self.env.call_at(self.env.now, self._wake)
 
     def write_back(self, seq: Sequence) -> None:
         """Gives `seq`, cut by the end of the run, the tokens it has by now."""
@@ -109,8 +109,8 @@ class PipelineReplica:
 
     # --- lanes ---
 
-    def _wake(self, _: Event) -> None:
-        self._waking = None
+    def _wake(self, _: int) -> None:
+        self._waking = False
         self._fill()
 
     def _lane_ends(self, lane: Lane) -> None:
@@ -173,7 +173,7 @@ class PipelineReplica:
             self._free_s[stage] = ready_s
             if stage < last:
                 ready_s += self._cost.hand_over_s[stage][tokens]
-        Boundary(self.env, ready_s, lane.at_end)
+        self.env.call_at(ready_s, lane.at_end)
 
     def _pass_layers(self, lane: Lane, batch: Batch, ready_s: float) -> Generator[Event, None, None]:
         """The same passage, kernel group by kernel group; the stages are left in the order in which they were entered."""
@@ -196,7 +196,7 @@ class PipelineReplica:
                 begin_s, alone_s = env.now, self._cost.hand_over_s[stage][tokens]
                 yield self._fluid.start(loads(tokens) if loads else {}, alone_s)
                 lane.lost(env.now - begin_s, alone_s)
-        Boundary(env, env.now, lane.at_end)
+        env.call_at(env.now, lane.at_end)
 
     def _record(self, lane: Lane, batch: Batch, now_s: float) -> None:
         recorder, scheduler = self._recorder, lane.scheduler

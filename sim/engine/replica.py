@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-import simpy
 from simpy.events import Event
 
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
-from sim.engine.boundary import Boundary
+from sim.engine.clock import Clock
 from sim.engine.fluid import Fluid
 from sim.engine.iteration import IterationCost, Stretch, in_progress, span_s
 from sim.engine.recorder import FINISHED, Recorder
@@ -21,6 +20,8 @@ from sim.engine.sequence import DECODING, NEVER, WAITING, Sequence
 from sim.engine.serving import KvOutOfMemory
 from sim.errors import ClockStuck
 
+NOTHING = -1
+"""No call on the clock has this number."""
 FRUITLESS_LIMIT = 10_000
 """Iterations in a row that preempt and sample nothing, after which the replica is called stuck."""
 
@@ -38,7 +39,7 @@ class Replica:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Clock,
         index: int,
         scheduler: VllmScheduler,
         cost: IterationCost,
@@ -84,7 +85,8 @@ class Replica:
 
     def _begin(self) -> None:
         """Nothing is under way, waited for or remembered: at the start, and again after a failure."""
-        self._due: Boundary | None = None
+        self._due = NOTHING
+        """The number of the call it waits for."""
         self._batch: Batch | None = None
         self._before: Batch | None = None
         """The first of the iterations before, if they only decoded."""
@@ -105,7 +107,7 @@ class Replica:
                 self._incoming.append(seq)
             else:
                 self.scheduler.add(seq)
-            if self._due is None and not self._at_boundary:
+            if self._due == NOTHING and not self._at_boundary:
                 self._wait_until(self.env.now)
         elif self._planned > 1:
             self._interrupt(seq)
@@ -160,7 +162,7 @@ class Replica:
     def nudge(self) -> None:
         """Something changed that the next schedule should see: an idle replica looks at once, a leap ends with its iteration."""
         if self._batch is None:
-            if not self._at_boundary and self._due is None:
+            if not self._at_boundary and self._due == NOTHING:
                 self._wait_until(self.env.now)
         elif self._planned > 1:
             stop = self._under_way()
@@ -226,12 +228,12 @@ class Replica:
 
     def _wait_until(self, at_s: float) -> None:
         """The next boundary is then; one waited for before is not awaited any more."""
-        self._due = Boundary(self.env, at_s, self._at_end)
+        self._due = self.env.call_at(at_s, self._at_end)
 
-    def _boundary(self, event: object) -> None:
-        if event is not self._due:
+    def _boundary(self, number: int) -> None:
+        if number != self._due:
             return
-        self._due = None
+        self._due = NOTHING
         self._at_boundary = True
         now_s = self.env._now  # `now` is a property, and this the most frequent event
         if self._batch is not None:
