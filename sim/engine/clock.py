@@ -26,7 +26,7 @@ class Clock(simpy.Environment):
         self.due_s: float = Infinity
         """When the next arrival is due."""
         self.arrive: Callable[[], None] = _nobody
-        """Lets the arrival that is due happen, and sets `due_s` to the next one."""
+        """Lets the arrival that is due happen, and sets `due_s`, which nobody else does meanwhile, to the next one."""
         self.arrivals = 0
         self.stopped = False
         """Set by whoever has seen enough: `drain` returns."""
@@ -60,8 +60,8 @@ class Clock(simpy.Environment):
     def drain(self) -> None:
         """Runs until it is stopped or nothing is left to happen; SimPy's own `run` knows of no arrivals and no calls."""
         queue: list[Any] = self._queue
+        due_s = self.due_s
         while not self.stopped:
-            due_s = self.due_s
             if queue and ((first := queue[0])[0] < due_s or (first[0] == due_s and first[1] < CALL_PRIORITY)):
                 self._now, priority, number, event = heappop(queue)
                 if priority == CALL_PRIORITY:
@@ -76,6 +76,7 @@ class Clock(simpy.Environment):
                 self._now = due_s
                 self.arrivals += 1
                 self.arrive()
+                due_s = self.due_s
             else:
                 return
 

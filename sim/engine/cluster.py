@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from simpy.core import Infinity
@@ -21,6 +22,10 @@ from sim.workload.workload import Workload
 
 ARRIVALS_AT_ONCE = 4096
 """Requests whose arrival times are turned into Python numbers together: arrays stay small, loops stay fast."""
+Request = tuple[int, float, int, int, float]
+"""(row, arrival, prompt tokens, output tokens, think time)"""
+NO_MORE: Request = (-1, Infinity, 0, 0, 0.0)
+"""Comes after the last request."""
 
 
 @dataclass(slots=True)
@@ -68,8 +73,8 @@ class Cluster:
         self._labelled = any(column is not None for column in (load.session, load.tenant, load.priority))
         self._in_flight: dict[Sequence, ServingReplica] = {}
         self._homeless: list[Sequence] = []
-        self._next = self._requests()
-        self._upcoming: tuple[int, float, int, int, float] | None = None
+        self._next = chain.from_iterable(self._requests())
+        self._upcoming = NO_MORE
         self._at_once: deque[tuple[int, float, int, int]] = deque()
         """What is sent without any delay, while something is being sent."""
         self._sending = False
@@ -77,8 +82,8 @@ class Cluster:
 
     # --- the workload -----------------------------------------------------------------------------------------------------
 
-    def _requests(self) -> Iterator[tuple[int, float, int, int, float]]:
-        """(row, arrival, prompt tokens, output tokens, think time) of each request in order, later turns left out."""
+    def _requests(self) -> Iterator[Iterable[Request]]:
+        """The requests in order, many at once, later turns left out."""
         load = self.workload
         first = np.ones(len(load), dtype=bool)
         if load.next_turn is not None:
@@ -89,7 +94,7 @@ class Cluster:
             zeros = [0.0] * len(prompts)
             arrivals = zeros if load.arrival_s is None else load.arrival_s[rows].tolist()
             thinks = zeros if load.think_time_s is None else load.think_time_s[rows].tolist()
-            yield from zip(rows.tolist(), arrivals, prompts, outputs, thinks, strict=True)
+            yield zip(rows.tolist(), arrivals, prompts, outputs, thinks, strict=True)
 
     def _send(self, row: int, arrival_s: float, prompt_tokens: int, output_tokens: int) -> None:
         """A request reaches the router now."""
@@ -212,16 +217,15 @@ class Cluster:
         self.env.arrive = self._arrive
         self._await()
 
-    def _await(self) -> None:
-        """The next request is due when it has passed the API."""
-        self._upcoming = request = next(self._next, None)
-        self.env.due_s = Infinity if request is None else request[1] + self._entry_s
+    def _await(self) -> Request:
+        """The next request is due when it has passed the API; returns the one before."""
+        before, self._upcoming = self._upcoming, next(self._next, NO_MORE)
+        self.env.due_s = self._upcoming[1] + self._entry_s
+        return before
 
     def _arrive(self) -> None:
         """The request that is due now reaches the router."""
-        assert self._upcoming is not None
-        row, arrival_s, prompt_tokens, output_tokens, _ = self._upcoming
-        self._await()
+        row, arrival_s, prompt_tokens, output_tokens, _ = self._await()
         self._send(row, arrival_s, prompt_tokens, output_tokens)
 
     def _closed_loop(self) -> None:
@@ -280,7 +284,7 @@ class Cluster:
             replica.stop()
         if self.workload.arrival_s is None:
             return  # a closed loop sends a request when the one before is answered, so the others were never due
-        upcoming = [] if self._upcoming is None else [self._upcoming]
+        upcoming = [] if self._upcoming is NO_MORE else [self._upcoming]
         for row, arrival_s, prompt_tokens, output_tokens, _ in (*upcoming, *self._next):
             seq = Sequence(row, arrival_s, prompt_tokens, output_tokens, self._max_model_len)
             self.recorder.request(seq, -1, float("nan"), CUT, 0.0)

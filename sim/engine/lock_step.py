@@ -139,8 +139,7 @@ class LockStepRank(Replica):
         if not (self._asked or self.scheduler.has_work):
             return None
         self._asked = False
-        batch = self._decide(now_s)
-        return batch if batch.sampled or batch.chunks else None
+        return self._decide(now_s)
 
     def look_again(self, batch: Batch | None, now_s: float) -> Batch | None:
         """As `decide`, once more if it found nothing and others' requests have come since."""

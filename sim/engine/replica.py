@@ -7,6 +7,7 @@ simply not the one it waits for any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from collections.abc import Sequence as Items
 
 from simpy.events import Event
 
@@ -31,7 +32,7 @@ class Replica:
 
     # more attributes than CPython reads fast from a dict (30)
     __slots__ = (
-        "_alike", "_async", "_at_boundary", "_at_end", "_batch", "_before", "_cost", "_disturbances", "_due", "_exit_s",
+        "_alike", "_async", "_at_boundary", "_at_end", "_batch", "_before", "_call_at", "_cost", "_disturbances", "_due", "_exit_s",
         "_first_s", "_fluid", "_fruitless", "_growth_s", "_incoming", "_layered", "_leaps", "_no_windows", "_observer",
         "_on_finish", "_pack_step", "_planned", "_recorder", "_start_s", "_stretch", "_write_step", "at_boundary",
         "env", "hand_over", "index", "outstanding", "scheduler",
@@ -68,6 +69,7 @@ class Replica:
         self._observer = observer
         self._async = scheduler.limits.async_scheduling
         self._at_end = self._boundary
+        self._call_at = env.call_at
         self._at_boundary = False
         self.hand_over: Callable[[Sequence, Replica, float], None] | None = None
         """A prefill replica's way out: takes sequences that have their first token."""
@@ -228,7 +230,7 @@ class Replica:
 
     def _wait_until(self, at_s: float) -> None:
         """The next boundary is then; one waited for before is not awaited any more."""
-        self._due = self.env.call_at(at_s, self._at_end)
+        self._due = self._call_at(at_s, self._at_end)
 
     def _boundary(self, number: int) -> None:
         if number != self._due:
@@ -242,36 +244,41 @@ class Replica:
         if self.at_boundary is not None:
             self.at_boundary(self)
         self._at_boundary = False
-        if batch.sampled or batch.chunks:
+        if batch is not None:
             self._open_segment(batch, now_s)
         else:
             self._before = None
 
-    def _decide(self, now_s: float) -> Batch:
-        """The next batch that computes anything; an iteration without work takes no time."""
+    def _decide(self, now_s: float) -> Batch | None:
+        """The next batch that computes anything, for an iteration without work takes no time; None if nothing can be computed."""
         scheduler, progressed = self.scheduler, False
         while True:
             if self._async:
                 batch = scheduler.schedule()
-                progressed = self._finish(now_s)
+                finished = scheduler.update()
+                progressed = bool(finished or self._incoming)
+                if finished:
+                    self._finish(finished, now_s)
                 if self._incoming:
-                    progressed = True
-                    for seq in self._incoming:
-                        scheduler.add(seq)
-                    self._incoming.clear()
+                    self._receive()
             else:
-                self._finish(now_s)
+                self._finish(scheduler.update(), now_s)
                 batch = scheduler.schedule()
             if batch.admitted or not batch.steady:
                 self._note(batch, now_s)
-            if batch.sampled or batch.chunks or not ((progressed or batch.preempted) and scheduler.has_work):
+            if batch.sampled or batch.chunks:
                 return batch
+            if not ((progressed or batch.preempted) and scheduler.has_work):
+                return None
 
-    def _finish(self, now_s: float) -> bool:
-        """Requests whose last token is there are over; True if there are any."""
-        finished = self.scheduler.update()
-        if not finished:
-            return False
+    def _receive(self) -> None:
+        """Arrivals that were too early for a schedule() are there for the next one."""
+        for seq in self._incoming:
+            self.scheduler.add(seq)
+        self._incoming.clear()
+
+    def _finish(self, finished: Items[Sequence], now_s: float) -> None:
+        """Requests whose last token is there are over."""
         for seq in finished:
             self.outstanding -= 1
             if self.hand_over is not None and seq.generated_tokens < seq.output_tokens:
@@ -279,7 +286,6 @@ class Replica:
                 continue
             self._recorder.request(seq, self.index, now_s, FINISHED, self._exit_s)
             self._on_finish(seq, now_s)
-        return True
 
     def _note(self, batch: Batch, now_s: float) -> None:
         """Times that follow from admissions, preemptions and starvation; raises where memory ran out."""
@@ -311,20 +317,30 @@ class Replica:
             stretch = self._stretch or Stretch(self._start_s, (self._first_s, self._growth_s, self._alike))
             if not stretch.prolong(before, self._planned, batch):
                 stretch = None
-        self._stretch, self._batch, self._start_s, self._planned = stretch, batch, now_s, 1
+        self._stretch = stretch
+        self._batch = batch
+        self._start_s = now_s
         if self._fluid is not None and (self._layered or self._disturbances):
-            self._stretch, self._alike = None, 0
+            self._stretch, self._alike, self._planned = None, 0, 1
             self.env.process(self._layers(batch))
             return
-        pace = self._cost.pace(batch) if stretch is None else stretch.pace
-        self._first_s, self._growth_s, self._alike = first_s, growth_s, alike = pace
-        if not batch.chunks and self._leaps and batch.steady:
+        first_s, growth_s, alike = self._cost.pace(batch) if stretch is None else stretch.pace
+        planned = 1
+        if self._leaps and not batch.chunks and batch.steady:
             planned = self.scheduler.horizon()
-            self._planned = planned = alike if alike < planned else planned
-            span = planned * first_s + growth_s * (planned * (planned - 1) / 2)
-            self._wait_until(now_s + span if stretch is None else stretch.end_s(planned))
+            if alike < planned:
+                planned = alike
+        self._first_s = first_s
+        self._growth_s = growth_s
+        self._alike = alike
+        self._planned = planned
+        if stretch is not None:
+            end_s = stretch.end_s(planned)
+        elif planned == 1:
+            end_s = now_s + first_s
         else:
-            self._wait_until(now_s + first_s if stretch is None else stretch.end_s(1))
+            end_s = now_s + (planned * first_s + growth_s * (planned * (planned - 1) / 2))
+        self._due = self._call_at(end_s, self._at_end)
 
     def _layers(self, batch: Batch) -> Generator[Event, None, None]:
         """Runs one iteration kernel group by kernel group."""
