@@ -293,7 +293,7 @@ class VllmScheduler:
             tokens = max(tokens, min(seq.known_tokens, self.limits.max_model_len))
         pool = self.pool
         short = -(-tokens // self._block_size) - pool.free
-        if self.running:
+        if self._watermark and self.running:
             short += self._watermark
         if hits:
             assert self.prefix_pool is not None

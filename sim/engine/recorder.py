@@ -99,6 +99,9 @@ class Recorder:
         """Of ranks in lock-step: rows a step ran, its own, of all ranks, of the widest; whether as two half batches."""
         self.shared = Table(SHARED_COLUMNS)
         """What a passage through pipeline stages lost to others on the same links."""
+        self.pack_step: Callable[..., bytes] = Struct(f"{len(STEP_COLUMNS)}d").pack
+        """The values of a step but those of its windows, as `steps.write` takes them; `pack_windows` has those."""
+        self.pack_windows: Callable[..., bytes] = Struct(f"{2 * len(windows)}d").pack
         self.num_steps = 0
         self.preemptions = 0
         self._pack, self._write = self.requests.pack, self.requests.write

@@ -81,7 +81,7 @@ class Replica:
         self._alike = 0
         self._stretch: Stretch | None = None
         """What the ends of the iterations under way are counted from, where segments of the same pace went before."""
-        self._pack_step, self._write_step = recorder.steps.pack, recorder.steps.write
+        self._pack_step, self._write_step = recorder.pack_step, recorder.steps.write
         self._no_windows = (0, 0) * len(cost.windows)
         self._begin()
 
@@ -361,14 +361,13 @@ class Replica:
         planned, recorder, scheduler = self._planned, self._recorder, self.scheduler
         if self._observer is not None:
             self._observer(scheduler, batch, planned)
-        pool, windows = scheduler.pool, self._no_windows
-        if windows and batch.window_tokens:
-            windows = (*batch.window_tokens, *batch.window_growth)
-        write, pack = self._write_step, self._pack_step
-        write(pack(
+        pool = scheduler.pool
+        self._write_step(self._pack_step(
             self.index, self._start_s, planned, self._first_s, self._growth_s, batch.decodes, batch.context_tokens,
-            batch.sampled, len(scheduler.running), len(scheduler.waiting), pool.usable_blocks - pool.free, *windows,
+            batch.sampled, len(scheduler.running), len(scheduler.waiting), pool.usable_blocks - pool.free,
         ))  # fmt: skip
+        if self._no_windows:
+            self._write_step(recorder.pack_windows(*(*batch.window_tokens, *batch.window_growth) or self._no_windows))
         if planned > 1:
             scheduler.advance(planned - 1)
         elif not batch.steady:

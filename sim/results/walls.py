@@ -86,19 +86,21 @@ class Walls:
 
     def _split(self, cost: AnyCost, rows: NDArray[np.int64]) -> tuple[Causes, Causes]:
         """(causes, causes of the decodes alone) of these steps, all of the same cost."""
-        steps = {name: column[rows] for name, column in self._steps.items()}
-        durations = self.duration_s[rows]
-        mixed = steps["prefills"] > 0
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        picked = slice(first, last) if last - first == len(rows) else rows  # a slice copies nothing
+        steps = {name: column[picked] for name, column in self._steps.items()}
+        durations = self.duration_s[picked]
+        mixed = np.flatnonzero(steps["prefills"])
         if isinstance(cost, SpeculativeCost):
             return self._split_verified(cost, rows, steps)
         decode_only = self._causes(cost, steps, steps["decodes"], steps["decodes"], None)
         causes = decode_only.copy()
-        if mixed.any():
+        if len(mixed):
             some = {name: column[mixed] for name, column in steps.items()}
             chunks = self._chunk_causes(cost, rows[mixed])
-            causes[:, mixed] = self._causes(
-                cost, some, some["decodes"] + some["prefill_tokens"], some["sampled"], chunks
-            )
+            with_chunks = self._causes(cost, some, some["decodes"] + some["prefill_tokens"], some["sampled"], chunks)
+            for of_cause, seconds in zip(causes, with_chunks, strict=True):
+                of_cause[mixed] = seconds
         if isinstance(cost, LockStepCost):
             causes[INDEX["lock_step"]] += durations - causes.sum(axis=0)
         if self._sharing and not isinstance(cost, PipelineCost):
@@ -107,7 +109,11 @@ class Walls:
         if isinstance(cost, PipelineCost):  # what is left of a passage is waiting for stages and for the host
             causes[INDEX["shared_links"]] += steps.get("shared_s", 0.0)
             causes[INDEX["pipeline_bubble"]] += durations - causes.sum(axis=0)
-        return causes, np.where(steps["decodes"] > 0, np.where(mixed, decode_only, causes), 0.0)
+        base = causes.copy()
+        for of_cause, seconds in zip(base, decode_only, strict=True):
+            of_cause[mixed] = seconds[mixed]
+        base *= steps["decodes"] > 0
+        return causes, base
 
     def _split_verified(self, cost: SpeculativeCost, rows: NDArray[np.int64], steps: Columns) -> tuple[Causes, Causes]:
         """The same for steps in which decoding sequences have several tokens verified, after a draft proposed them."""
