@@ -32,8 +32,8 @@ class Replica:
 
     # more attributes than CPython reads fast from a dict (30)
     __slots__ = (
-        "_alike", "_async", "_at_boundary", "_at_end", "_batch", "_before", "_call_at", "_cost", "_disturbances", "_due", "_exit_s",
-        "_first_s", "_fluid", "_fruitless", "_growth_s", "_incoming", "_layered", "_leaps", "_no_windows", "_observer",
+        "_alike", "_async", "_at_boundary", "_at_end", "_batch", "_before", "_call_at", "_cost", "_disturbances", "_due",
+        "_exit_s", "_first_s", "_fluid", "_fruitless", "_growth_s", "_incoming", "_layered", "_leaps", "_no_windows", "_observer",
         "_on_finish", "_pack_step", "_planned", "_recorder", "_start_s", "_stretch", "_write_step", "at_boundary",
         "env", "hand_over", "index", "outstanding", "scheduler",
     )  # fmt: skip
