@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from sim.cost.preset import PRESETS
 from sim.engine.clock import Clock
 from sim.engine.cluster import Cluster, Outcome
 from sim.engine.deployment import Deployment
@@ -198,6 +199,10 @@ def _asked_notes(scenario: Scenario, workload: Workload) -> list[str]:
     if spec.num_requests is not None and count < spec.num_requests:
         source = "trace holds" if spec.arrivals.kind == "trace" else "stages of the arrivals give"
         notes.append(f"the {source} {count:,} requests, fewer than the {spec.num_requests:,} of num_requests")
+    if engine.on_kv_full != "swap" and engine.swap_space_bytes != type(engine).model_fields["swap_space_bytes"].default:
+        notes.append("engine.swap_space has no effect: it is used under on_kv_full: swap only")
+    if not engine.cuda_graphs and PRESETS[engine.preset].eager == PRESETS[engine.preset]:
+        notes.append(f"engine.cuda_graphs has no effect: the preset {engine.preset} captures none")
     if workload.dropped:
         notes.append(f"{workload.dropped:,} rows of the trace ask for nothing (failed requests) and are left out")
     return notes

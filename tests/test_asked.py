@@ -10,8 +10,9 @@ from sim import Scenario, simulate
 FIXED = {"kind": "fixed", "input_tokens": 64, "output_tokens": 4}
 
 
-def notes(workload: dict[str, Any]) -> list[str]:
-    asked = {"model": "llama-3.1-8b", "cluster": {"topology": "dgx-h100"}, "workload": workload}
+def notes(workload: dict[str, Any], engine: dict[str, Any] | None = None) -> list[str]:
+    cluster = {"topology": "dgx-h100"}
+    asked = {"model": "llama-3.1-8b", "cluster": cluster, "workload": workload, "engine": engine or {}}
     return simulate(Scenario.from_dict(asked)).notes
 
 
@@ -37,3 +38,15 @@ def test_rows_of_a_trace_that_are_left_out_or_missing_are_told_of(tmp_path: Path
     assert not any(
         "trace" in note for note in notes({"arrivals": {"kind": "burst"}, "lengths": FIXED, "num_requests": 2})
     )
+
+
+def test_options_of_the_engine_that_change_nothing_are_told_of() -> None:
+    workload = {"arrivals": {"kind": "burst"}, "lengths": FIXED, "num_requests": 2}
+    idle_space = "engine.swap_space has no effect: it is used under on_kv_full: swap only"
+    no_graphs = "engine.cuda_graphs has no effect: the preset trtllm-cpp captures none"
+    found = notes(workload, {"preset": "trtllm-cpp", "cuda_graphs": False, "swap_space": "8 GiB"})
+    assert idle_space in found
+    assert no_graphs in found
+    swaps = notes(workload, {"preset": "vllm", "cuda_graphs": False, "swap_space": "8 GiB", "on_kv_full": "swap"})
+    assert not any("has no effect" in note for note in swaps)
+    assert not any("has no effect" in note for note in notes(workload))

@@ -194,6 +194,15 @@ def test_a_file_of_ones_own_may_build_on_a_catalogue_entry(tmp_path: Path) -> No
     assert mine.route("n0.g0", "n2.g0").bandwidth_bytes_per_s == 25e9
 
 
+def test_a_file_that_builds_on_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: yours\nname: mine\n", encoding="utf-8")
+    (tmp_path / "yours.yaml").write_text("base: mine\nname: yours\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"yours.yaml: base: leads back to itself \(mine.yaml -> yours.yaml -> mine.yaml\)"
+    ):
+        load_topology(tmp_path / "mine.yaml", {})
+
+
 def test_summary_of_two_nodes_on_rails() -> None:
     facts = summarise(load_topology("dgx-h100", {"nodes": 2}))
     assert (facts.gpus, facts.nodes, facts.links["nvlink4"]) == (16, 2, 16)

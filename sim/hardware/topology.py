@@ -207,8 +207,15 @@ def _parameters(spec: TopologySpec, given: Mapping[str, Any], where: str) -> dic
     return {**spec.parameters, **given}
 
 
-def _with_base(path: Path) -> dict[str, Any]:
-    """The content of a topology file; what it says stands over the file that `base` names, beside it."""
+def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a topology file; what it says stands over the file that `base` names, beside it.
+
+    `above` are the files whose base it is.
+    """
+    chain = (*above, path.resolve())
+    if path.resolve() in above:
+        way = " -> ".join(file.name for file in chain[above.index(path.resolve()) :])
+        raise InputError(f"{above[-1].name}: base", f"leads back to itself ({way})", "name another file, or none")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
@@ -222,6 +229,8 @@ def _with_base(path: Path) -> dict[str, Any]:
     from sim import catalogue
 
     beside = path.parent / f"{base}.yaml"
-    under = _with_base(beside if beside.exists() else catalogue.resolve("topologies", str(base), f"{path.name}: base"))
+    if not beside.exists():
+        beside = catalogue.resolve("topologies", str(base), f"{path.name}: base")
+    under = _with_base(beside, chain)
     parameters = {**under.get("parameters", {}), **data.get("parameters", {})}
     return {**under, **data, "parameters": parameters}
