@@ -70,7 +70,7 @@ def test_calibration_finds_the_constants_that_made_the_table(made_up: Path) -> N
     result = calibrate(made_up, "h100-sxm")
     headline, everything = [row for row in result.errors if row.kind == "gemm"]
     assert (headline.gpu, headline.dtype, headline.rows_of, headline.n) == ("h100-sxm", "bf16", "headline", 80)
-    assert headline.mape < 0.01
+    assert headline.mape < 0.012  # the pull of the shared constants
     assert everything.n == 80
     found = result.gpu.kernels["gemm"]["bf16"]
     assert found.constants["compute"] == pytest.approx(0.7, rel=0.03)
@@ -111,16 +111,18 @@ def test_a_folder_without_this_gpu_is_refused(made_up: Path) -> None:
 
 # what the fits must stay below on the headline rows, by kind and dtype
 GOALS = {
-    ("gemm", "bf16"): 0.085,
+    ("gemm", "bf16"): 0.08,
     ("gemm", "fp8"): 0.09,
     ("gemm", "nvfp4"): 0.09,
     ("gemm", "fp8_block"): 0.15,
     ("prefill_attention", "bf16"): 0.08,
-    ("prefill_attention", "fp8"): 0.09,
+    ("prefill_attention", "fp8"): 0.08,
     ("decode_attention", "bf16"): 0.08,
-    ("decode_attention", "fp8"): 0.09,
-    ("prefill_mla", "bf16"): 0.12,
-    ("decode_mla", "bf16"): 0.135,
+    ("decode_attention", "fp8"): 0.08,
+    ("prefill_mla", "bf16"): 0.05,
+    ("prefill_mla", "fp8"): 0.05,
+    ("decode_mla", "bf16"): 0.12,
+    ("decode_mla", "fp8"): 0.12,
     ("moe", "bf16"): 0.15,
     ("moe", "fp8"): 0.1,
     ("moe", "fp8_block"): 0.12,
@@ -158,14 +160,15 @@ def foretold() -> list[LeftOut]:
     if not TABLES.exists():
         pytest.skip("no measured kernels beside the repository")
     dense = ("gemm", "prefill_attention", "decode_attention")
-    return leave_one_out(TABLES, [kind for kind in KERNEL_KINDS if kind.kind in dense and kind.dtype == "bf16"])
+    return leave_one_out(
+        TABLES, [kind for kind in KERNEL_KINDS if kind.kind in dense and kind.dtype in ("bf16", "fp8")]
+    )
 
 
 def test_a_gpu_is_foretold_by_the_others(foretold: list[LeftOut]) -> None:
-    ratios = {(row.gpu, row.kind): row.ratio for row in foretold}
-    assert len(ratios) == 12
-    assert {key for key, ratio in ratios.items() if ratio > 1.6} == set()
-    assert sum(ratio < 1.505 for ratio in ratios.values()) >= 11
+    ratios = {(row.gpu, row.kind, row.dtype): row.ratio for row in foretold}
+    assert len(ratios) == 12 + 9  # the A100 has no fp8
+    assert {key for key, ratio in ratios.items() if ratio > 1.5} == set()
 
 
 def test_an_h200_and_an_h100_foretell_each_other(foretold: list[LeftOut]) -> None:
@@ -173,6 +176,16 @@ def test_an_h200_and_an_h100_foretell_each_other(foretold: list[LeftOut]) -> Non
     hopper = [row for row in foretold if row.gpu in others]
     assert all(row.same_software and list(row.relatives) == [others[row.gpu]] for row in hopper)
     assert max(row.ratio for row in hopper) < 1.4
+
+
+def test_flash_attention_of_two_generations_is_other_software() -> None:
+    """The tables call the prefill of latent attention FLASH_ATTN on Hopper and Blackwell: FlashAttention-3 runs on one only."""
+    kind = next(kind for kind in KERNEL_KINDS if kind.kind == "prefill_mla")
+    table = {"latency_s": np.ones(1)}
+    h100, h200, b200 = (
+        calibrate_kernels.software(kind, table, load_gpu(name)) for name in ("h100-sxm", "h200-sxm", "b200-sxm")
+    )
+    assert h100 == h200 != b200
 
 
 def test_spoilt_rows_are_left_out(made_up: Path) -> None:

@@ -11,6 +11,9 @@ from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
 
 UNSPLIT = 1.25  # times its share of the HBM bandwidth that one SM draws alone (A100, FlashAttention-2: 23 of 19 GB/s)
+KEY_ELEMENTS = 40.0  # elements that a key costs beyond its own where few thread blocks walk along a context
+WRITE_THREADS = 512.0  # a token's keys are written by so many threads at most (vLLM, reshape_and_cache_flash)
+WARP = 32.0
 WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM while they are transposed
 
 
@@ -29,6 +32,13 @@ def attended_pairs(new: Floats, context: Floats, window: int | None, fill: float
 
 def _transposed(gpu: Gpu, kv_dtype: str) -> bool:
     return kv_dtype == "fp8" and attention_software(gpu).transposes_fp8
+
+
+def _write_threads(gpu: Gpu, kv_heads: Floats, head_dim: Floats) -> Floats:
+    """Threads that write one token's keys and values to the cache, one an element up to 512; a warp a head at least where the
+    cache is laid out by heads."""
+    threads = np.minimum(kv_heads * head_dim, WRITE_THREADS)
+    return np.maximum(threads, WARP * kv_heads) if attention_software(gpu).writes_by_head else threads
 
 
 def _wide(c: Constants, gpu: Gpu, head_dim: Floats, kv_dtype: str) -> Floats:
@@ -69,7 +79,8 @@ def prefill_attention(
     A score costs 4 x head_dim FLOPs on the tensor cores and a softmax, `softmax` times as fast as an exponential after its
     other instructions would be (both run at once where it is above 1); tiles add `tile` rows and columns. Queries, keys,
     values and outputs pass HBM; keys and values are gathered from their pages, and converted, at `kv` bytes a cycle on every
-    SM, and take a thread block of `row_s` a token to write. A tile of queries costs `block_s` of its SM to begin and end. The
+    SM. A token's are written by a thread block of up to 512 threads, which occupies its SM for `row_s` if it has them all, for
+    less if it leaves room for others. A tile of queries costs `block_s` of its SM to begin and end. The
     kernel ends with its longest row of tiles, alone on its SM: `tail` of that row is paid on top. Every kernel of the chain
     costs `launch_s`. Nothing of this overlaps.
     """
@@ -79,7 +90,10 @@ def prefill_attention(
     software = attention_software(gpu)
     compute_s = sequences * heads * attended_pairs(new, context, window, c["tile"]) * score_s
     keys = new + (context if window is None else np.minimum(context, window))
-    queries_bytes = 2 * ACTIVATION_BYTES * new * heads * head_dim
+    quantised = (
+        1.0 if _transposed(gpu, kv_dtype) else 0.0
+    )  # queries in one byte: written by one kernel, read by the next
+    queries_bytes = (2 * ACTIVATION_BYTES + 2 * quantised) * new * heads * head_dim
     keys_bytes = 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim
     gather_s = keys_bytes / (c["kv"] * cycles_per_s(gpu))
     memory_s = sequences * ((queries_bytes + keys_bytes) / gpu.hbm_bytes_per_s + gather_s)
@@ -88,8 +102,8 @@ def prefill_attention(
     memory, compute = smooth_body(compute_s, memory_s, c.get("overlap", 1.0))
     # queries come and outputs go while a tile multiplies nothing
     blocks_s = c["block_s"] * heads * (new / software.query_tile + 0.5) / gpu.sm_count
-    rows_s = c["row_s"] * new / gpu.sm_count
-    launch_s = c["launch_s"] * software.prefill_launches
+    rows_s = c["row_s"] * _write_threads(gpu, kv_heads, head_dim) / WRITE_THREADS * new / gpu.sm_count
+    launch_s = c["launch_s"] * (software.prefill_launches + quantised)
     return KernelTime(launch_s + tail_s + np.zeros_like(compute), memory + sequences * (blocks_s + rows_s), compute)
 
 
@@ -101,28 +115,43 @@ def decode_attention(
     kv_heads: Floats | float,
     head_dim: Floats | float,
     kv_dtype: str,
+    cold: Floats | float = 1.0,
 ) -> DecodeAttentionTime:
     """One query token a sequence, all query heads of a KV head together; affine in the contexts' sum.
 
-    Every (sequence, KV head) is a tile that costs `tile_s` on its SM. Its keys are split over at most so many SMs that few
-    tiles cannot draw the whole HBM bandwidth: one draws `split` times an SM's share of it, or `UNSPLIT` where it is not split.
+    Every (sequence, KV head) is a tile that costs `tile_s` on its SM, beside others there. Its keys are split over a limited
+    number of thread blocks, which walk along them at the pace of their loads and products, not of HBM: a key of 128 elements
+    takes `key_s` where a sequence is alone, in any format, and sequences run side by side. A tile that is not split draws
+    `UNSPLIT` times an SM's share of the HBM bandwidth. Reading takes `cold` of its time from HBM: 1 but for a test bench.
     """
     software = attention_software(gpu)
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
     token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype) * _wide(c, gpu, head_dim, kv_dtype)
-    memory_s = token_bytes / (c["memory"] * gpu.hbm_bytes_per_s) + 0 * sequences
+    memory_s = cold * token_bytes / (c["memory"] * gpu.hbm_bytes_per_s) + 0 * sequences
     if _transposed(gpu, kv_dtype):
         transpose_s = token_bytes / 2 / (c["transpose"] * cycles_per_s(gpu))
         memory_s = (memory_s**4 + transpose_s**4) ** 0.25
-    busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
     alone = (heads == kv_heads) & (not software.splits_ungrouped)
-    reach = np.where(alone, c.get("unsplit", UNSPLIT), c["split"])
-    memory_s = np.cbrt(memory_s**3 + (token_bytes / (reach * busy * gpu.hbm_bytes_per_s)) ** 3)
+    busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
+    walked = (head_dim + KEY_ELEMENTS) / (WIDE_HEAD + KEY_ELEMENTS) * _wide(c, gpu, head_dim, kv_dtype)
+    split_s = c["key_s"] * walked / np.maximum(sequences, 1.0)
+    alone_s = token_bytes / (c.get("unsplit", UNSPLIT) * busy * gpu.hbm_bytes_per_s)
+    memory_s = np.cbrt(memory_s**3 + np.where(alone, alone_s, split_s) ** 3)
     compute_s = 4 * heads * head_dim / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     launches = software.decode_launches - np.where(alone, 1.0, 0.0)  # no splits to sum
-    fixed_s = c["launch_s"] * launches + c["tile_s"] * sequences * kv_heads / gpu.sm_count
+    fixed_s = c["launch_s"] * launches + c["tile_s"] * sequences * kv_heads / (gpu.sm_count * software.decode_tiles)
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
+
+
+def from_l2(c: Constants, gpu: Gpu, read_bytes: Floats) -> Floats:
+    """What remains of the HBM time when a measurement repeats one kernel and finds its KV cache in L2.
+
+    Below `warm_l2` of the L2's size it is read in `warm_time` of the time. In an engine the weights of all layers have
+    passed through L2 since.
+    """
+    found = 1 / (1 + (read_bytes / (c["warm_l2"] * gpu.l2_bytes)) ** 6)
+    return np.asarray(1 - found * (1 - c["warm_time"]))
 
 
 def prefill_mla(
@@ -137,7 +166,8 @@ def prefill_mla(
 ) -> KernelTime:
     """Multi-head latent attention of prompt chunks, keys and values expanded per head (queries and keys of `query_dim`).
 
-    The up-projection of latents is a GEMM of the caller's, not counted here.
+    The up-projection of latents is a GEMM of the caller's, not counted here. What is put together for every head passes HBM
+    and the SMs, `kv` bytes a cycle on each; a token costs `row_s` of an SM whatever the heads.
     """
     sequences, new, context = array(sequences), array(new_tokens), array(context_tokens)
     heads, query_dim, v_dim = array(heads), array(query_dim), array(v_dim)
@@ -145,9 +175,10 @@ def prefill_mla(
     compute_s = sequences * heads * attended_pairs(new, context, None, c["tile"]) * score_s
     tail_s = c["tail"] * attention_software(gpu).query_tile * (new + context) * score_s * gpu.sm_count
     moved = ACTIVATION_BYTES * heads * (query_dim + v_dim) * (2 * new + context)
-    memory_s = sequences * moved / (c["memory"] * gpu.hbm_bytes_per_s)
+    memory_s = sequences * moved * (1 / gpu.hbm_bytes_per_s + 1 / (c["kv"] * cycles_per_s(gpu)))
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
-    return KernelTime(c["launch_s"] + tail_s + np.zeros_like(compute), memory, compute)
+    rows_s = c["row_s"] * sequences * new / gpu.sm_count
+    return KernelTime(c["launch_s"] + tail_s + np.zeros_like(compute), memory + rows_s, compute)
 
 
 def decode_mla(
@@ -159,15 +190,19 @@ def decode_mla(
     rope_dim: Floats | float,
     kv_dtype: str,
 ) -> DecodeAttentionTime:
-    """Absorbed multi-head latent attention: the latent is read once for all heads, and multiplied by each."""
+    """Absorbed multi-head latent attention: the latent is read once for all heads, and multiplied by each.
+
+    A sequence costs `tile_s` of an SM, and `head_s` for every head, whose queries and outputs are as wide as the latent.
+    """
     sequences, heads = array(sequences), array(heads)
     rank, rope = array(kv_lora_rank), array(rope_dim)
     token_bytes = (rank + rope) * kv_bytes(kv_dtype)
     busy = np.clip(sequences / gpu.sm_count, 1e-9, 1.0)
     memory_s = np.hypot(streaming_s(c, gpu, token_bytes), token_bytes / (c["split"] * busy * gpu.hbm_bytes_per_s))
-    compute_s = 2 * heads * (2 * rank + rope) / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
+    arithmetic = "fp8" if kv_dtype == "fp8" and attention_software(gpu).multiplies_latents_in_fp8 else "bf16"
+    compute_s = 2 * heads * (2 * rank + rope) / (c["compute"] * gpu.flops_per_s[arithmetic]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
-    fixed_s = c["launch_s"] + c["tile_s"] * sequences / gpu.sm_count
+    fixed_s = c["launch_s"] + (c["tile_s"] + c["head_s"] * heads) * sequences / gpu.sm_count
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
 
 

@@ -18,24 +18,32 @@ class AttentionSoftware(NamedTuple):
     """Kernels that follow each other in a prefill attention: cache write, (work list of tiles), attention."""
     decode_launches: int
     """The same where the keys of a sequence are split: cache write, (work list), attention, (sum of the splits)."""
+    decode_tiles: float
+    """Thread blocks of a decode attention that are at work on one SM at the same time."""
     query_tile: float
     """Rows of queries that a thread block works on."""
     overlap: float
-    """How the tensor cores' time and the softmax's combine: 1 one after the other, 2 partly at the same time."""
+    """How the tensor cores' time and the softmax's combine: 1 one after the other, more the better they overlap."""
     splits_ungrouped: bool
     """Keys are split over thread blocks too where every query head has a KV head of its own."""
     transposes_fp8: bool
-    """Values in fp8 are transposed on the way to the tensor cores, which take them in one layout only, through registers that
-    a head of more than 128 elements overflows."""
+    """Over an fp8 cache both products are in fp8: a kernel more quantises the queries, and values are transposed on the way to
+    the tensor cores, which take them in one layout only, through registers that a head of more than 128 elements overflows."""
+    writes_by_head: bool
+    """The cache keeps the tokens of a head together, so that a warp writes one head of a token, however short."""
+    multiplies_latents_in_fp8: bool
+    """Absorbed latent attention over an fp8 cache multiplies in fp8; else in bf16."""
 
 
-FLASH_ATTENTION_2 = AttentionSoftware(2, 3, 128.0, 1.0, False, False)
-"""Its products wait for its softmax; splits keys in grouped decoding only (FlashAttention-2; set_params_splitkv)."""
-FLASH_ATTENTION_3 = AttentionSoftware(3, 3, 128.0, 2.0, True, True)
+FLASH_ATTENTION_2 = AttentionSoftware(2, 3, 2.0, 128.0, 1.0, False, False, False, False)
+"""Its products wait for its softmax; splits keys in grouped decoding only (FlashAttention-2; set_params_splitkv); the tiles of
+its decoding, 80 KB of shared memory for heads of 64 and 128, leave room for a second thread block on an SM."""
+FLASH_ATTENTION_3 = AttentionSoftware(3, 3, 1.0, 128.0, 1.6, True, True, False, False)
 """Two warp groups take turns, one multiplying, one in its softmax (FlashAttention-3, sections 3.1 and 3.3)."""
-TRTLLM_GEN = AttentionSoftware(3, 2, 256.0, 2.0, True, False)
-"""Two tiles of 128 rows take turns; the last thread block of a sequence sums the splits. The launches are those that its
-fixed cost shows beside the others' (tables of aiconfigurator)."""
+TRTLLM_GEN = AttentionSoftware(3, 2, 4.0, 256.0, 2.5, True, False, True, True)
+"""Two tiles of 128 rows take turns while the tensor cores run on by themselves; the last thread block of a sequence sums the
+splits. Launches and blocks at work are those that its costs a call and a tile show beside the others' (tables of
+aiconfigurator)."""
 
 FP32_LANES = {70: 64.0, 75: 64.0, 80: 64.0}
 """FP32 results a cycle and SM where that is not 128 (CUDA C++ programming guide, throughput of arithmetic instructions)."""

@@ -19,6 +19,11 @@ Constants = Mapping[str, float]
 ACTIVATION_BYTES = 2.0  # activations between kernels are bf16
 MXFP8_BYTES = 1 + 1 / 32  # with one 8-bit exponent a group of 32 (OCP microscaling formats)
 TILE = 128.0  # rows and columns of the usual tile of a thread block (CUTLASS, cuBLAS); half the rows for few tokens
+IN_WAVES = range(70, 90)  # compute capabilities whose bf16 kernels run tiles in whole waves
+WAVE_TILES = ((256.0, 128.0), (128.0, 128.0), (128.0, 64.0), (64.0, 64.0))  # rows, columns (cuBLAS on Ampere)
+EDGE = 40.0  # rows and columns whose loading costs a tile as much as one more to multiply (128 x 128: 0.9 of 256 x 128)
+PARTIAL_BYTES = 8.0  # an fp32 partial sum written and read, where blocks split k
+MMA_ROWS = 16.0  # of the smallest product of tensor cores (PTX ISA, mma.m16n8k16)
 MMA_SYNC_FLOPS = 2048.0  # bf16, a cycle and SM (NVIDIA A100 whitepaper: 1024 fused multiply-adds)
 DEPTH_REFERENCE = 4096.0  # elements of k at which `depth_s` is quoted
 
@@ -102,6 +107,30 @@ def _rows(m: Floats, whole: float, tuned: bool) -> Floats:
     return np.asarray(m + whole * (np.where(m < 2 * TILE, few, many) - m))
 
 
+def _loading(rows: float, columns: float) -> float:
+    """Time of a tile over that of its multiplications: its operands are loaded too."""
+    return 1 + EDGE * (1 / rows + 1 / columns)
+
+
+def _in_waves(c: Constants, gpu: Gpu, m: Floats, n: Floats, k: Floats) -> Floats:
+    """FLOPs of the time that bf16 tiles take where they run in whole waves, one tile an SM at a time.
+
+    The last wave costs a whole one, at the best size of tile, or k is split until no SM idles, and partial sums pass HBM. From
+    Hopper on no waves are seen in the time of kernels, whose thread blocks stay on their SM and share out what is left.
+    """
+    flops = 2 * m * n * k
+    if gpu.sm_version not in IN_WAVES:
+        return flops
+    peak = gpu.flops_per_s["bf16"]
+    whole = np.full(np.shape(flops), np.inf)
+    for rows, columns in WAVE_TILES:
+        waves = np.ceil(np.ceil(m / rows) * np.ceil(n / columns) / gpu.sm_count)
+        tile = 2 * np.clip(m, MMA_ROWS, rows) * columns * k * _loading(rows, columns) / _loading(*WAVE_TILES[0])
+        whole = np.minimum(whole, waves * gpu.sm_count * tile)
+    split = flops + c.get("partial", PARTIAL_BYTES) * m * n / gpu.hbm_bytes_per_s * peak
+    return np.asarray(np.maximum(np.minimum(whole, split), flops))
+
+
 def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats | float, dtype: str) -> KernelTime:
     """out[m, n] = in[m, k] x weights[k, n].
 
@@ -121,9 +150,9 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     activation = weight if quantised else ACTIVATION_BYTES
     hbm, peak = gpu.hbm_bytes_per_s, peak_flops_per_s(gpu, dtype)
     one_tile_s = 2 * np.clip(m, TILE / 2, TILE) * TILE * k / (peak / gpu.sm_count)
-    compute_s = (2 * _rows(m, c.get("whole", 0.0), "tuned" in c) * n * k / peak + c["serial"] * one_tile_s) / c[
-        "compute"
-    ]
+    rows = _rows(m, c.get("whole", 0.0), "tuned" in c)
+    flops = _in_waves(c, gpu, m, n, k) if weight == ACTIVATION_BYTES else 2 * rows * n * k
+    compute_s = (flops / peak + c["serial"] * one_tile_s) / c["compute"]
     moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c["activation"] * hbm)
     memory_s = n * k * weight / (c["memory"] * hbm) + moved_s
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])

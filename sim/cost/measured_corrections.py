@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import fits
+from sim.cost import attention_fits, fits
 from sim.cost.formats import kv_bytes
 from sim.cost.interpolation import Curve, LogGrid, affine_factors, kernel_share, log_grid
 from sim.cost.kernels import DecodeAttentionTime, Floats
@@ -167,13 +167,17 @@ def decode_curve(
     def factors(sequences: float, part: Table) -> Point:
         context = sequences * (part["step"] + 1)
         time = roofline.decode_attention(sequences, heads, kv_heads, head_dim, kv_dtype)
-        read_bytes = 2 * context * kv_heads * head_dim * kv_bytes(kv_dtype)
-        # below `warm_l2` of L2, a test bench that repeats one kernel reads it in `warm_time` of the time
-        in_l2 = 1 / (1 + (read_bytes / (c["warm_l2"] * gpu.l2_bytes)) ** 6)
-        warm = 1 - in_l2 * (1 - c["warm_time"])
         body_s = context * _slope_s(time)
-        seen_s = time.fixed_s + context * (time.memory_s_per_token * warm + time.compute_s_per_token)
-        cold_s = part["latency_s"] * (time.fixed_s + body_s) / seen_s
+        # what a test bench that repeats one kernel finds in L2, an engine reads from HBM
+        cold = attention_fits.from_l2(c, gpu, 2 * context * kv_heads * head_dim * kv_bytes(kv_dtype))
+        asked_s, seen_s = (
+            one.fixed_s + context * (one.memory_s_per_token + one.compute_s_per_token)
+            for one in (
+                attention_fits.decode_attention(c, gpu, sequences, heads, kv_heads, head_dim, kv_dtype, share)
+                for share in (1.0, cold)
+            )
+        )
+        cold_s = part["latency_s"] * asked_s / seen_s
         ideal = peaks.decode_attention(sequences, heads, kv_heads, head_dim, kv_dtype)
         return time.fixed_s + 0 * context, body_s, cold_s, _slope_s(ideal) / _slope_s(time)
 

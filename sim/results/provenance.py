@@ -42,11 +42,11 @@ SAME_SILICON = 1.25
 """Error of constants borrowed from the same silicon, over their error on the GPU they were fitted to: H100 and H200 foretold by
 each other (`twowalls calibrate kernels --leave-one-out`: 1.0 to 1.3, once 1.5)."""
 SHARED_ERROR: Mapping[str, float] = {
-    "gemm": 0.13, "prefill_attention": 0.16, "decode_attention": 0.16, "prefill_mla": 0.39, "decode_mla": 0.39, "moe": 0.41,
+    "gemm": 0.12, "prefill_attention": 0.09, "decode_attention": 0.12, "prefill_mla": 0.5, "decode_mla": 0.5, "moe": 0.41,
 }  # fmt: skip
 """Mean absolute error of the constants that all measured GPUs share, on one that nobody measured: the A100 and the B200 foretold
-by the others (`twowalls calibrate kernels --leave-one-out`), the worse of bf16 and fp8; of mla and moe, whose kernels there are
-other software, the middle of errors between 0.2 and 3.5."""
+by the others (`twowalls calibrate kernels --leave-one-out`), the worst of bf16 and fp8; of mla and moe, whose kernels there are
+other software, the middle of errors between 0.2 and 0.8."""
 UNMEASURED_ERROR = 0.3
 """Mean absolute error of a kernel whose constants are assumed: an uncalibrated roofline errs by 30 % or more."""
 HOST_LOG_STD = 0.3

@@ -185,7 +185,7 @@ def read_tables(
                 continue
             table = read_rows(kind, folders[name], gpu)
             if table is not None:
-                group = found.setdefault((kind.kind, kind.dtype, software(kind, table)), [])
+                group = found.setdefault((kind.kind, kind.dtype, software(kind, table, gpu)), [])
                 group.append(Measured(name, kind, table))
     return list(found.values())
 
@@ -201,9 +201,15 @@ def read_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
     return {column: values[sound] for column, values in table.items()}
 
 
-def software(kind: KernelKind, table: Table) -> str:
+def software(kind: KernelKind, table: Table, gpu: Gpu) -> str:
     """What distinguishes the implementations of one kind: for experts and latent attention the library of the commonest
-    rows, for the others the table's file."""
+    rows, for the others the table's file.
+
+    The prefill of latent attention goes by one name everywhere (FLASH_ATTN), but is FlashAttention-3 on Hopper, which runs
+    nowhere else, and FlashAttention-4 on Blackwell.
+    """
+    if kind.kind == "prefill_mla":
+        return f"{kind.file}, compute capability {gpu.sm_version // 10}"
     if "kernel_source" not in table or kind.kind not in ("moe", "decode_mla"):
         return kind.file
     sources, counts = np.unique(table["kernel_source"][kind.headline(table)], return_counts=True)

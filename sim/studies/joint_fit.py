@@ -41,6 +41,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "quantise": (0.1, 100.0),
     "split": (0.1, 1e3),
     "unsplit": (0.1, 1e3),
+    "key_s": (1e-3, 1e3),
     "tile": (1e-3, 1e3),
     "tail": (1e-3, 1e3),
     "wide": (1e-3, 10.0),

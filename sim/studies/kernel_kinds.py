@@ -80,21 +80,11 @@ def _decode(dtype: str) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         heads, kv_heads, head_dim = table["num_heads"], table["num_key_value_heads"], table["head_dim"]
         context = table["batch_size"] * (table["step"] + 1)
-        time = attention_fits.decode_attention(c, gpu, table["batch_size"], heads, kv_heads, head_dim, dtype)
-        read = 2 * context * kv_heads * head_dim * kv_bytes(dtype)
-        return total_s(time._replace(memory_s_per_token=time.memory_s_per_token * _warm(c, gpu, read)), context)
+        cold = attention_fits.from_l2(c, gpu, 2 * context * kv_heads * head_dim * kv_bytes(dtype))
+        time = attention_fits.decode_attention(c, gpu, table["batch_size"], heads, kv_heads, head_dim, dtype, cold)
+        return total_s(time, context)
 
     return predict
-
-
-def _warm(c: Constants, gpu: Gpu, read_bytes: Floats) -> Floats:
-    """What remains of the HBM time when a measurement repeats one kernel and finds its KV cache in L2.
-
-    Below `warm_l2` of the L2's size it is read in `warm_time` of the time. In an engine the weights of all layers have
-    passed through L2 since, so `decode_attention` never sees this.
-    """
-    found = 1 / (1 + (read_bytes / (c["warm_l2"] * gpu.l2_bytes)) ** 6)
-    return np.asarray(1 - found * (1 - c["warm_time"]))
 
 
 def experts_with_tokens(table: Table) -> Floats:
@@ -241,13 +231,14 @@ _PREFILL = {
 }  # fmt: skip
 _DECODE = {
     "launch_s": 4 * _US, "tile_s": 1 * _US, "compute": 0.5, "memory": 0.85, "overlap": 2.0, "warm_l2": 0.7,
-    "warm_time": 0.5, "split": 30.0,
+    "warm_time": 0.5, "key_s": 0.0003 * _US,
 }  # fmt: skip
 _MLA_PREFILL = {
-    "launch_s": 20 * _US, "compute": 0.5, "softmax": 1.2, "tile": 100.0, "memory": 0.4, "overlap": 1.5, "tail": 0.5,
+    "launch_s": 20 * _US, "row_s": 0.5 * _US, "compute": 0.5, "softmax": 1.2, "tile": 100.0, "kv": 4.0, "overlap": 1.5,
+    "tail": 0.5,
 }  # fmt: skip
 _MLA_DECODE = {
-    "launch_s": 20 * _US, "tile_s": 2 * _US, "compute": 0.5, "memory": 0.8, "overlap": 2.0, "split": 30.0,
+    "launch_s": 20 * _US, "tile_s": 2 * _US, "head_s": 0.3 * _US, "compute": 0.5, "memory": 0.8, "overlap": 2.0, "split": 30.0,
 }  # fmt: skip
 _MOE = {
     "launch_s": 12 * _US, "depth_s": 10 * _US, "compute": 0.6, "memory": 0.8, "tile": 16.0, "activation": 0.4, "overlap": 2.0,
@@ -286,8 +277,10 @@ def _attentions() -> list[KernelKind]:
         file = "attention/context_attention_perf.parquet"
         predict = _prefill(dtype)
         fp8 = {} if dtype == "bf16" else {"wide": 0.3, "transpose": 8.0}
+        # an exponential does not care for the format of the keys
+        start, held = (_PREFILL, {}) if dtype == "bf16" else (_PREFILL | fp8, {"softmax": "bf16"})
         kinds.append(
-            KernelKind("prefill_attention", dtype, file, where, (*shape, "isl"), _PREFILL | fp8, predict, _prompts)
+            KernelKind("prefill_attention", dtype, file, where, (*shape, "isl"), start, predict, _prompts, held=held)
         )
         file = "attention/generation_attention_perf.parquet"
         start, held = (_DECODE, {}) if dtype == "bf16" else (_DECODE | fp8, _LIKE_BF16)
