@@ -195,7 +195,7 @@ class _Run:
 def _asked_notes(scenario: Scenario, workload: Workload) -> list[str]:
     """Where what is played is not quite what was asked for."""
     engine, spec, count = scenario.engine, scenario.workload, len(workload)
-    notes = version_notes(engine.version, engine.watermark)
+    notes = version_notes(engine.rules_version, engine.watermark)
     if spec.num_requests is not None and count < spec.num_requests:
         source = "trace holds" if spec.arrivals.kind == "trace" else "stages of the arrivals give"
         notes.append(f"the {source} {count:,} requests, fewer than the {spec.num_requests:,} of num_requests")

@@ -6,6 +6,7 @@ import pytest
 
 from sim.errors import InputError
 from sim.scenario import Scenario
+from sim.simulate import simulate
 from sim.studies.kernel_rows import kernel_prediction
 from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_harness import preset_name
@@ -140,6 +141,32 @@ def test_a_static_batch_arrives_at_once_and_calls_the_engine_directly():
     assert scenario["workload"]["num_requests"] == 64
     assert scenario["engine"]["max_num_seqs"] == 64
     assert scenario["engine"]["api_server"] is False
+
+
+def test_a_static_session_of_tensorrt_llm_has_the_cache_that_its_batch_needs():
+    """112 sequences of 2176 tokens are 66 GB of the 69 GB that 7 GB of weights leave: more than any share kept free allows."""
+    scenario = case(
+        load="batch=112", engine="TensorRT-LLM v0.8.0", model="Llama-2-7B", precision="FP8", isl="128", osl="2048"
+    ).scenario  # fmt: skip
+    assert scenario is not None
+    assert scenario["engine"]["num_gpu_blocks_override"] == 112 * 2176 // 16 + 1
+    assert scenario["engine"]["max_num_batched_tokens"] == 112 * 128
+    result = simulate(Scenario.from_dict(scenario))
+    assert (result.status, result.preemptions) == ("done", 0)
+
+
+def test_outputs_of_a_power_of_two_are_what_the_harness_asked_for():
+    """The 467 + 256 rows of TensorRT-LLM's online tables: output tokens a second over requests a second is 255."""
+    conditions = "500 requests, mean ISL/OSL (source dataset lengths vary)"
+    asked, own = (
+        case(load="rate=INF req/s", isl=isl, osl=osl, engine="TensorRT-LLM v0.14", conditions=conditions).scenario
+        for isl, osl in (("467", "256"), ("202", "214"))
+    )
+    assert asked is not None
+    assert own is not None
+    assert asked["workload"]["lengths"]["output_cv"] == 0.0
+    assert own["workload"]["lengths"]["output_cv"] > 0.0
+    assert asked["workload"]["lengths"]["input_cv"] == own["workload"]["lengths"]["input_cv"]
 
 
 def test_tensorrt_llm_admits_only_what_fits_at_full_length():

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cost.vector_attention import VectorAttention
+
 
 @dataclass(frozen=True, slots=True)
 class EnginePreset:
@@ -53,6 +55,10 @@ class EnginePreset:
     fp8_attention: float = 1.0
     """Decode attention over an fp8 cache, in time of the measured kernels (vLLM's): an engine's own may be faster,
     but never reads its cache faster than the HBM gives it: a small share stands for kernels that HBM alone limits."""
+    vector_attention: VectorAttention | None = None
+    """Decode attention that does not run on tensor cores; None: all of it does."""
+    sliding_windows: bool = True
+    """A model's sliding windows limit what its queries see and what is kept for them."""
     ideal: bool = False
     """Printed peaks, no fixed cost: the back of an envelope."""
     source: str = ""
@@ -146,6 +152,8 @@ PRESETS: dict[str, EnginePreset] = {
         sustained_clock=0.9,
         fused_quantisation=True,
         fp8_attention=0.35,
+        vector_attention=VectorAttention(12.0, None),
+        sliding_windows=False,
         source="TensorRT-LLM v0.5 to v0.17; one batch after the other, as its executor did; launching and entry assumed",
     ),
     "sglang": EnginePreset(
@@ -169,6 +177,15 @@ PRESETS: dict[str, EnginePreset] = {
 
 ASYNC_SINCE = (0, 14)
 """vLLM schedules asynchronously by default from this version on (its release notes)."""
+CPP_VECTOR_ATTENTION = (
+    ((0, 10), VectorAttention(17.0, (8,))),
+    ((0, 11), VectorAttention(12.0, (8,))),
+)
+"""(version before which, decode attention) of TensorRT-LLM's compiled engines: for groups of eight there was a kernel on tensor
+cores first (XQA, published with Llama-2-70B), for others from 0.11 on. Rates are those that max-throughput rows show on A100,
+H100, H200 and GH200, with fp16 and fp8 caches alike (10 to 13 elements; 15 to 18 up to 0.9, whose static batches kept each
+sequence's cache in one piece: no pages to look up). That windows are ignored is the default of its runtime, which keeps
+`max_attention_window` at the longest sequence."""
 
 
 def preset_for(
@@ -191,11 +208,21 @@ def preset_for(
     scaled = {field: getattr(preset, field) * factor for field, factor in (factors or {}).items()}
     preset = replace(preset, **scaled)
     match = re.match(r"v?(\d+)\.(\d+)", version or "")
-    if match is not None and name == "vllm" and (int(match[1]), int(match[2])) < ASYNC_SINCE:
-        preset = replace(preset, async_scheduling=False)
+    if match is not None:
+        preset = _in_version(preset, (int(match[1]), int(match[2])))
     if not cuda_graphs:
         preset = preset.eager
     return preset.over_http if api_server else preset.in_process
+
+
+def _in_version(preset: EnginePreset, version: tuple[int, int]) -> EnginePreset:
+    """`preset` as an older version was."""
+    if preset.name == "vllm" and version < ASYNC_SINCE:
+        return replace(preset, async_scheduling=False)
+    if preset.name == "trtllm-cpp":
+        older = (vector for before, vector in CPP_VECTOR_ATTENTION if version < before)
+        return replace(preset, vector_attention=next(older, preset.vector_attention))
+    return preset
 
 
 def padded(tokens: NDArray[np.int64], sizes: tuple[int, ...]) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ from sim.cost.preset import EnginePreset, preset_for
 from sim.cost.roofline import Roofline
 from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost, reaches
+from sim.cost.vector_attention import VectorKernels
 from sim.engine.calibrated import calibration_of, topology_of
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu, load_gpu
@@ -145,6 +146,8 @@ class Deployment:
         preset = preset_for(engine.preset, engine.version, engine.api_server, engine.cuda_graphs, factors)
         if calibration is not None and factors:
             preset = replace(preset, source=calibration.origin)
+        if not preset.sliding_windows:
+            model = model.without_windows()
         times = calibration.kernel_times if calibration else {}
         return cls(
             scenario, model, precision, sharding, topology, placement, preset, role, gpu, calibration=calibration,
@@ -228,6 +231,8 @@ class Deployment:
         factors = {
             (kind, dtype): factor for (name, kind, dtype), factor in self.kernel_times.items() if name == gpu.name
         }
+        if self.preset.vector_attention is not None:
+            found = VectorKernels(found, gpu, self.preset.vector_attention)
         return FactoredKernels(found, gpu, factors) if factors else found
 
     def _backend(self, gpu: Gpu) -> KernelBackend:

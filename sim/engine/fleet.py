@@ -305,7 +305,7 @@ class Fleet:
         engine = self.scenario.engine
         naive = engine.on_kv_full == "oom"
         return limits_for(
-            version=engine.version,
+            version=engine.rules_version,
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=engine.max_num_batched_tokens,
             max_model_len=self.max_model_len,
@@ -322,7 +322,7 @@ class Fleet:
     def _blocks(self, pool: Deployment, host: HostCache | None = None) -> BlockPool:
         engine = self.scenario.engine
         return pool_for(
-            version=engine.version,
+            version=engine.rules_version,
             num_gpu_blocks=self._usable_blocks(pool) + 1,
             block_size=engine.block_size,
             enable_prefix_caching=engine.enable_prefix_caching,

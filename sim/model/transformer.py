@@ -110,6 +110,11 @@ class Transformer:
             source=str(config.get("source", "")),
         )
 
+    def without_windows(self) -> Transformer:
+        """The same model, every query of which sees all tokens before it."""
+        full = (replace(layer, attention=replace(layer.attention, window=None)) for layer in self.layers)
+        return replace(self, layers=tuple(full))
+
     def groups(self, start: int = 0, stop: int | None = None) -> list[LayerGroup]:
         """Layers start..stop as groups of equal layers, in order of first appearance."""
         counts = Counter(self.layers[start:stop])

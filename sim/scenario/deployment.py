@@ -204,7 +204,8 @@ class Engine(Section):
     num_gpu_blocks_override: Annotated[int, Field(ge=1)] | None = None
     """KV blocks of a replica, instead of what the memory ledger finds."""
     version: str | None = None
-    """Version of vLLM whose scheduling rules are mirrored, up to 0.33; null: the newest known."""
+    """Version of the engine; null: the newest known. With the presets vllm and ideal it is the vLLM, up to 0.33, whose scheduling
+    rules are mirrored; with trtllm-cpp the TensorRT-LLM whose attention kernels run; the others have one version."""
     api_server: bool = True
     """Clients reach the engine over HTTP, and every token is streamed to them; false: they call it in their own process."""
     cuda_graphs: bool = True
@@ -231,6 +232,11 @@ class Engine(Section):
     folder of the scenario file."""
     speculative: Speculative | None = None
     """Speculative decoding; null: one token an iteration."""
+
+    @property
+    def rules_version(self) -> str | None:
+        """Version of vLLM whose scheduling rules are mirrored; None: the newest known."""
+        return self.version if self.preset in ("vllm", "ideal") else None
 
     @model_validator(mode="after")
     def _speculation_is_possible(self) -> Self:

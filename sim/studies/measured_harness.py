@@ -182,4 +182,5 @@ def _static(found: Harness, load: Load, row: MeasuredRow) -> None:
     """One batch, computed to its end."""
     found.engine["api_server"] = False
     found.num_requests = load.count
-    found.engine |= {"max_num_seqs": load.count, "max_num_batched_tokens": STATIC_PASS_TOKENS}
+    in_a_pass = min(STATIC_PASS_TOKENS, load.count * sum(tokens(row.isl)))
+    found.engine |= {"max_num_seqs": load.count, "max_num_batched_tokens": max(in_a_pass, load.count)}

@@ -46,6 +46,8 @@ TensorRT-LLM's own tables send 30,000 requests of 128 + 128, which are cut to se
 the longer ones."""
 CHUNK_TOKENS = 8192
 """Tokens that an iteration computes at most, where the engine's default is not known to differ."""
+BLOCK_TOKENS = 16
+"""Tokens of a KV block, the engine's default."""
 STAGE_S = 120.0
 """Stages of an open loop are cut to this many seconds: several times a request's stay."""
 
@@ -81,7 +83,9 @@ def _case(rows: list[MeasuredRow]) -> Case:
         harness = harness_of(row, load)
         case = Case(rows, client_s=harness.client_s, notes=harness.notes)
         case.scenario = _scenario(row, load, harness)
-        if harness.reserves_whole_sequence:
+        if harness.reserves_whole_sequence and load.kind == "static":
+            _allocate_batch(case.scenario, row, load)
+        elif harness.reserves_whole_sequence:
             _reserve(case.scenario, row.id)
         case.offered_rate = load.rate or None
     except TwoWallsError as error:
@@ -97,9 +101,9 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
         longest = sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
         harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
     harness.engine = {key: value for key, value in harness.engine.items() if value is not None}
-    if harness.preset != "vllm":
-        harness.engine.pop("version", None)  # the scheduler mirrors vLLM's versions only
-    elif newer_than_known(harness.engine.get("version")):
+    if harness.preset not in ("vllm", "trtllm-cpp"):
+        harness.engine.pop("version", None)  # of the others there is one version
+    elif harness.preset == "vllm" and newer_than_known(harness.engine.get("version")):
         newer = harness.engine.pop("version")
         harness.notes.append(f"vLLM {newer} is newer than any whose rules are known: scheduled as the newest")
     return {
@@ -144,6 +148,13 @@ def _reserve(scenario: dict[str, Any], where: str) -> None:
     engine |= {"gpu_memory_utilization": 1 - left_share}
     fitting = plan_memory(Scenario.from_dict({**scenario, "engine": engine}, where=where)).max_sequences
     scenario["engine"] = engine | {"max_num_seqs": max(min(asked, fitting), 1)}
+
+
+def _allocate_batch(scenario: dict[str, Any], row: MeasuredRow, load: Load) -> None:
+    """The cache of a static session: allocated for its batch at full length, whatever share of the memory that is."""
+    blocks = -(-(sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))) // BLOCK_TOKENS)
+    # and the block that vLLM's pool never hands out
+    scenario["engine"]["num_gpu_blocks_override"] = load.count * blocks + 1
 
 
 def _cut(text: str, name: str) -> int:
@@ -238,7 +249,7 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
         return _lognormal(*SHAREGPT_TOKENS), None
     (shared, own), (_, output) = tokens(row.isl), tokens(row.osl or "1")
     if harness.varying:
-        return _lognormal(own, output), {"tokens": shared} if shared else None
+        return _lognormal(own, output, asked=output & (output - 1) == 0), {"tokens": shared} if shared else None
     if harness.cycled_prompts:
         # the whole prompt is known from an earlier round, but for the last token, which is always computed
         low, high = harness.uniform or (1.0, 1.0)
@@ -255,8 +266,14 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
     return one, {"tokens": shared} if shared else None
 
 
-def _lognormal(input_mean: int, output_mean: int) -> dict[str, Any]:
-    """Lengths with the long tail of a conversation data set."""
+def _lognormal(input_mean: int, output_mean: int, asked: bool = False) -> dict[str, Any]:
+    """Lengths with the long tail of a conversation data set, or outputs all as long as `asked` for."""
     input_cv, output_cv = SHAREGPT_CV
-    means = {"input_mean": input_mean, "output_mean": output_mean}
-    return {"kind": "lognormal", **means, "input_cv": input_cv, "output_cv": output_cv, "max_tokens": 2048}
+    return {
+        "kind": "lognormal",
+        "input_mean": input_mean,
+        "output_mean": output_mean,
+        "input_cv": input_cv,
+        "output_cv": 0.0 if asked else output_cv,
+        "max_tokens": 2048,
+    }
