@@ -235,7 +235,6 @@ class Replica:
     def _boundary(self, number: int) -> None:
         if number != self._due:
             return
-        self._due = NOTHING
         self._at_boundary = True
         now_s = self.env._now  # `now` is a property, and this the most frequent event
         if self._batch is not None:
@@ -247,19 +246,21 @@ class Replica:
         if batch is not None:
             self._open_segment(batch, now_s)
         else:
-            self._before = None
+            self._due, self._before = NOTHING, None
 
     def _decide(self, now_s: float) -> Batch | None:
         """The next batch that computes anything, for an iteration without work takes no time; None if nothing can be computed."""
-        scheduler, progressed = self.scheduler, False
+        scheduler = self.scheduler
         while True:
+            progressed = False
             if self._async:
                 batch = scheduler.schedule()
                 finished = scheduler.update()
-                progressed = bool(finished or self._incoming)
                 if finished:
+                    progressed = True
                     self._finish(finished, now_s)
                 if self._incoming:
+                    progressed = True
                     self._receive()
             else:
                 self._finish(scheduler.update(), now_s)
