@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sim.engine.recorder import Columns, Recorder
 from sim.engine.replica import Replica
 from sim.engine.router import LeastOutstanding
 from sim.engine.sequence import Sequence
+from sim.engine.streaming import StreamingReplica
 from sim.workload.content import Content
 from sim.workload.workload import Workload
 
@@ -104,12 +106,13 @@ def play(
     observer: Callable[[VllmScheduler, Batch, int], None] | None = None,
     host_blocks: int | None = None,
     tier: HostTierOf | None = None,
+    server_token_s: float = 0.0,
     **limits: Any,
 ) -> Run:
     """Plays `load` on replicas under `policy`; `limits` are fields of `SchedulerLimits`.
 
     With `host_blocks` they preempt by swap, 2 ms a block out and 3 ms a block back, instead of `policy`.
-    With a `tier` blocks evicted from the prefix cache go to the host.
+    With a `tier` blocks evicted from the prefix cache go to the host; a server that streams takes `server_token_s` for a token.
     """
     env = Clock()
     cost = cost or AffineCost()
@@ -128,7 +131,8 @@ def play(
         else:
             scheduler = SwapScheduler(options, pool, cost.windows, link=HostLink(env, 2e-3, 3e-3, host_blocks))
         schedulers.append(scheduler)
-        replica = Replica(
+        build = partial(StreamingReplica, token_s=server_token_s) if server_token_s else Replica
+        replica = build(
             env, index, scheduler, cost, recorder, cluster.over, leaps=granularity == "leap", observer=observer
         )
         cluster.replicas.append(replica)

@@ -167,6 +167,10 @@ CASES: dict[str, dict[str, Any]] = {
     "everything launched by the host, synchronous": {
         "engine": {"preset": "trtllm", "cuda_graphs": False, "async_scheduling": False}
     },
+    "a server that streams slower than its engine": {
+        "engine": {"preset": "sglang"},
+        "workload": {"arrivals": {"kind": "closed_loop", "concurrency": 400}, "num_requests": 1200},
+    },
     "two replicas": {"deployment": {"data_parallel_size": 2}},
     "two replicas that preempt": {
         "deployment": {"data_parallel_size": 2},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from sim.cost.pipeline import PipelineCost
@@ -35,6 +36,7 @@ from sim.engine.speculation import (
     SpeculativeReplica,
     SpeculativeScheduler,
 )
+from sim.engine.streaming import StreamingReplica
 from sim.engine.transfer import KvTransfer
 from sim.engine.versions import limits_for, pool_for
 from sim.engine.warm import warm_deployment
@@ -160,10 +162,12 @@ class Fleet:
     ) -> Replica:
         """A replica of one stage, by itself."""
         pricing, leaps = StagePricing(cost, self._loads(index, 0, cost)), self.scenario.granularity == "leap"
-        layered, exit_s = self._layered(index), self.members[index][0].preset.exit_s
-        return Replica(
+        layered, preset = self._layered(index), self.members[index][0].preset
+        served = preset.server_token_s > 0 and not self.disaggregated
+        build = partial(StreamingReplica, token_s=preset.server_token_s) if served else Replica
+        return build(
             self.env, index, scheduler, pricing, self.recorder, done,
-            leaps=leaps, layered=layered, exit_s=exit_s, fluid=self.fluid,
+            leaps=leaps, layered=layered, exit_s=preset.exit_s, fluid=self.fluid,
         )  # fmt: skip
 
     def _layered(self, index: int) -> bool:

@@ -205,7 +205,7 @@ class Engine(Section):
     """KV blocks of a replica, instead of what the memory ledger finds."""
     version: str | None = None
     """Version of the engine; null: the newest known. With the presets vllm and ideal it is the vLLM, up to 0.33, whose scheduling
-    rules are mirrored; with trtllm-cpp the TensorRT-LLM whose attention kernels run; the others have one version."""
+    rules are mirrored; with trtllm and trtllm-cpp the TensorRT-LLM whose server or attention kernels run; sglang has one."""
     api_server: bool = True
     """Clients reach the engine over HTTP, and every token is streamed to them; false: they call it in their own process."""
     cuda_graphs: bool = True

@@ -101,7 +101,7 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
         longest = sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
         harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
     harness.engine = {key: value for key, value in harness.engine.items() if value is not None}
-    if harness.preset not in ("vllm", "trtllm-cpp"):
+    if harness.preset not in ("vllm", "trtllm", "trtllm-cpp"):
         harness.engine.pop("version", None)  # of the others there is one version
     elif harness.preset == "vllm" and newer_than_known(harness.engine.get("version")):
         newer = harness.engine.pop("version")
