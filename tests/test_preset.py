@@ -40,6 +40,12 @@ def test_vllm_schedules_asynchronously_since_0_14():
     assert preset_for("vllm", "nightly, version unknown").async_scheduling
 
 
+def test_an_older_tensorrt_llm_has_a_server_of_its_own_and_before_1_0_launches_faster():
+    newest, first, before = (preset_for("trtllm", version) for version in (None, "1.0.0rc3", "0.20"))
+    assert (newest.server_token_s, first.server_token_s, before.server_token_s) == (0.0, 88e-6, 88e-6)
+    assert before.launch_layer_s < first.launch_layer_s == newest.launch_layer_s
+
+
 def test_batches_are_padded_to_the_next_captured_graph():
     sizes = vllm_graph_sizes()
     tokens = np.array([1, 3, 9, 256, 257, 512, 513, 8192])

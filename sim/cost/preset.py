@@ -184,6 +184,10 @@ ASYNC_SINCE = (0, 14)
 TRTLLM_SERVER = ((1, 1), 88e-6)
 """(version before which, server time a token) of trtllm-serve: up to 9,280 tokens/s in the runs of 1.0.0rc3, with seconds to the
 first token long before; a run of 1.2 behind NVIDIA's Dynamo streams 10,140 without."""
+TRTLLM_LAUNCH = ((1, 0), 0.3e-3)
+"""(version before which, host time to launch a layer) of TensorRT-LLM's PyTorch backend. Assumed, near that of the other engines:
+0.57 ms was seen on iterations with prompts of 1.0.0rc3 behind its server, and no row at hand tells of decodes without graphs; those
+of v0.20's own tables, as remembered, would be a third slower with it than they are."""
 CPP_VECTOR_ATTENTION = (
     ((0, 10), VectorAttention(17.0, (8,))),
     ((0, 11), VectorAttention(12.0, (8,))),
@@ -226,8 +230,10 @@ def _in_version(preset: EnginePreset, version: tuple[int, int]) -> EnginePreset:
     """`preset` as an older version was."""
     if preset.name == "vllm" and version < ASYNC_SINCE:
         return replace(preset, async_scheduling=False)
-    if preset.name == "trtllm" and version < TRTLLM_SERVER[0]:
-        return replace(preset, server_token_s=TRTLLM_SERVER[1])
+    if preset.name == "trtllm":
+        if version < TRTLLM_SERVER[0]:
+            preset = replace(preset, server_token_s=TRTLLM_SERVER[1])
+        return replace(preset, launch_layer_s=TRTLLM_LAUNCH[1]) if version < TRTLLM_LAUNCH[0] else preset
     if preset.name == "trtllm-cpp":
         older = (vector for before, vector in CPP_VECTOR_ATTENTION if version < before)
         return replace(preset, vector_attention=next(older, preset.vector_attention))
