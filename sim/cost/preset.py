@@ -186,8 +186,8 @@ TRTLLM_SERVER = ((1, 1), 88e-6)
 first token long before; a run of 1.2 behind NVIDIA's Dynamo streams 10,140 without."""
 TRTLLM_LAUNCH = ((1, 0), 0.3e-3)
 """(version before which, host time to launch a layer) of TensorRT-LLM's PyTorch backend. Assumed, near that of the other engines:
-0.57 ms was seen on iterations with prompts of 1.0.0rc3 behind its server, and no row at hand tells of decodes without graphs; those
-of v0.20's own tables, as remembered, would be a third slower with it than they are."""
+0.57 ms was seen on iterations with prompts of 1.0.0rc3 behind its server, and no row at hand tells of decodes without graphs;
+those of v0.20's own tables, as remembered, would be a third slower with it than they are."""
 CPP_VECTOR_ATTENTION = (
     ((0, 10), VectorAttention(17.0, (8,))),
     ((0, 11), VectorAttention(12.0, (8,))),
