@@ -207,6 +207,25 @@ def test_an_engine_never_pays_for_a_host_that_measured_without_graphs() -> None:
     assert Roofline(H100).gemm(1.0, 2048, 7168, "fp8_block").total_s < 20e-6
 
 
+def test_a_host_launches_what_the_shape_needs() -> None:
+    """vLLM on Hopper: below 32 tokens one kernel; from there on two, and a third where 4 does not divide the tokens."""
+    c = {"host_s": 85e-6, "few_host_s": 60e-6, "align_host_s": 10e-6}
+    tokens = np.array([1.0, 16.0, 31.0, 32.0, 33.0, 34.0, 4096.0, 4097.0])
+    on_hopper, on_blackwell = (fits.gemm_host_s(c, gpu, tokens) for gpu in (H100, load_gpu("b200-sxm")))
+    assert np.round(on_hopper * 1e6).tolist() == [60, 60, 60, 85, 95, 95, 85, 95]
+    assert np.round(on_blackwell * 1e6).tolist() == [95, 85, 95, 85, 95, 95, 85, 95]
+    assert fits.gemm_host_s({"launch_s": 5e-6}, H100, tokens) is None
+
+
+def test_a_scale_for_128_elements_costs_nothing_a_token() -> None:
+    """Its thread blocks take groups, not tokens: no fixed cost grows with their number, and bytes cost what they cost."""
+    tokens = np.array([1024.0, 8192.0])
+    block, token = (Roofline(H100).gemm(tokens, 4096, 4096, dtype).fixed_s for dtype in ("fp8_block", "fp8"))
+    assert block[0] == block[1]
+    row_s = H100.kernels["gemm"]["fp8"].constants["quantise_row_s"]
+    assert token[1] - token[0] == pytest.approx(7168 * row_s / 132)
+
+
 def test_a_window_costs_what_it_shows() -> None:
     long, window = np.array([16384.0]), 1024
     assert attention_fits.attended_pairs(long, np.array([0.0]), None) == 16384 * 16385 / 2

@@ -26,6 +26,8 @@ PARTIAL_BYTES = 8.0  # an fp32 partial sum written and read, where blocks split 
 MMA_ROWS = 16.0  # of the smallest product of tensor cores (PTX ISA, mma.m16n8k16)
 MMA_SYNC_FLOPS = 2048.0  # bf16, a cycle and SM (NVIDIA A100 whitepaper: 1024 fused multiply-adds)
 DEPTH_REFERENCE = 4096.0  # elements of k at which `depth_s` is quoted
+FEW_TOKENS = 32.0  # below which vLLM on Hopper takes FlashInfer's kernel for block-scaled FP8, not DeepGEMM
+SCALES_ALIGNED = 4.0  # fp32 scales of 16 bytes: what the columns of scales that DeepGEMM's TMA loads are multiples of
 
 
 def array(value: Floats | float) -> Floats:
@@ -142,7 +144,8 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     partial sums to add).
 
     A quantised activation is first read in bf16 and written in its own format by a kernel of its own (its launch is part
-    of `launch_s`): a thread block a token, of `quantise_row_s`, and `quantise` bytes a cycle on every SM.
+    of `launch_s`), at `quantise` bytes a cycle on every SM. Where a thread block looks for the scale of a whole token, it
+    costs `quantise_row_s`; with a scale for every 128 elements a block takes several, of whichever token.
     """
     m, n, k = array(m), array(n), array(k)
     weight = weight_bytes(dtype)
@@ -153,14 +156,27 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     rows = _rows(m, c.get("whole", 0.0), "tuned" in c)
     flops = _in_waves(c, gpu, m, n, k) if weight == ACTIVATION_BYTES else 2 * rows * n * k
     compute_s = (flops / peak + c["serial"] * one_tile_s) / c["compute"]
-    moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c["activation"] * hbm)
+    moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c.get("activation", c["memory"]) * hbm)
     memory_s = n * k * weight / (c["memory"] * hbm) + moved_s
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["depth_s"] * (k / DEPTH_REFERENCE) ** c["depth_power"] + np.zeros_like(compute)
     if quantised:
-        fixed_s = fixed_s + c["quantise_row_s"] * m / gpu.sm_count
+        fixed_s = fixed_s + c.get("quantise_row_s", 0.0) * m / gpu.sm_count
         memory = memory + m * k * (ACTIVATION_BYTES + activation) / (c["quantise"] * cycles_per_s(gpu))
     return KernelTime(fixed_s, memory, compute)
+
+
+def gemm_host_s(c: Constants, gpu: Gpu, m: Floats) -> Floats | None:
+    """Seconds that the host took to launch a GEMM measured without CUDA graphs; None where it was measured in them.
+
+    Block-scaled FP8 in vLLM: quantising and DeepGEMM `host_s`, and `align_host_s` to lay out the scales anew where their
+    columns are not aligned; on Hopper, for few tokens, one kernel of FlashInfer, `few_host_s`.
+    """
+    if "host_s" not in c:
+        return None
+    align_s = np.where(m % SCALES_ALIGNED != 0, c.get("align_host_s", 0.0), 0.0)
+    few = (m < FEW_TOKENS) & (gpu.sm_version // 10 == 9)
+    return np.where(few, c.get("few_host_s", c["host_s"]), c["host_s"] + align_s)
 
 
 def experts_touched(

@@ -117,7 +117,7 @@ def nearest_row(rows: Floats, asked: Floats) -> int:
     return int(np.argmin(((np.log(rows) - np.log(asked)) ** 2).sum(axis=1)))
 
 
-def kernel_share(host_s: float | None, reference_s: Floats) -> Floats:
+def kernel_share(host_s: Floats | float | None, reference_s: Floats) -> Floats:
     """How much of the deviation of a measurement without CUDA graphs is the kernel's own.
 
     Such a measurement sees the host's launch time or the kernel, whichever is longer: the sensitivity of

@@ -53,12 +53,14 @@ Point = tuple[Floats, Floats, Floats, float]
 
 def gemm_grid(roofline: Roofline, table: Table, dtype: str) -> LogGrid:
     """log(measured / roofline) over m, n, k."""
-    host_s = roofline.constants("gemm", dtype).get("host_s")
+    c = roofline.constants("gemm", dtype)
     values = np.empty(len(table))
     for rows in _by_weights(table):
         n, k = int(table["n"][rows[0]]), int(table["k"][rows[0]])
         alone_s = roofline.gemm(table["m"][rows], n, k, dtype).total_s
-        values[rows] = _deviation(table["latency_s"][rows], alone_s, host_s)
+        values[rows] = _deviation(
+            table["latency_s"][rows], alone_s, fits.gemm_host_s(c, roofline.gpu, table["m"][rows])
+        )
     return log_grid((table["m"], table["n"], table["k"]), values)
 
 
@@ -256,7 +258,7 @@ def _around_s(roofline: Roofline, tokens: Floats | float, heads: int, prefill: b
     return sum((roofline.gemm(tokens, n, k, "bf16").total_s for n, k in shapes), small_s)
 
 
-def _deviation(measured_s: Floats, alone_s: Floats, host_s: float | None) -> Floats:
+def _deviation(measured_s: Floats, alone_s: Floats, host_s: Floats | float | None) -> Floats:
     """log(measured / reference), of which only the kernel's own share counts."""
     seen_s = alone_s if host_s is None else np.maximum(alone_s, host_s)
     return np.asarray(kernel_share(host_s, alone_s) * np.log(measured_s / seen_s))

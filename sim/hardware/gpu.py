@@ -34,7 +34,7 @@ class KernelFit:
     """The GPU whose measured kernels they were fitted to."""
     error: Mapping[str, float]
     """How well the fit meets those measurements, as fractions: `mape` on the `rows` that serving uses, `mape_all` on
-    `rows_all`; empty if nobody measured."""
+    `rows_all`, `mape_beyond_host` on those whose kernels the test bench's host did not hide; empty if nobody measured."""
 
 
 KernelFits = Mapping[str, Mapping[str, KernelFit]]
