@@ -12,6 +12,7 @@ from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_harness import preset_name
 from sim.studies.measured_rows import COLUMNS, MeasuredRow, read_rows, tokens
 from sim.studies.measured_scenarios import Case, cases_of
+from sim.studies.validate import run_case
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.csv"
 
@@ -167,6 +168,30 @@ def test_outputs_of_a_power_of_two_are_what_the_harness_asked_for():
     assert asked["workload"]["lengths"]["output_cv"] == 0.0
     assert own["workload"]["lengths"]["output_cv"] > 0.0
     assert asked["workload"]["lengths"]["input_cv"] == own["workload"]["lengths"]["input_cv"]
+
+
+def test_a_run_that_counts_its_tokens_tells_its_mean_lengths():
+    """LMDeploy, Llama-2-7B, 64 users: 10.28 requests, 2562 output tokens and 5284 tokens in all a second."""
+    common = {"isl": "ShareGPT", "osl": "ShareGPT", "engine": "LMDeploy TurboMind v0.1.0"}
+    counted = (("request", 10.28), ("output", 2562.0), ("total_token", 5284.0))
+    rows = [row(id=f"mine-{n}", metric=f"{of}_throughput", value=v, **common) for n, (of, v) in enumerate(counted)]
+    whole, alone = cases_of(rows)[0].scenario, cases_of(rows[:1])[0].scenario
+    assert whole is not None
+    assert alone is not None
+    lengths = whole["workload"]["lengths"]
+    assert (lengths["input_mean"], lengths["output_mean"]) == (265, 249)
+    assert alone["workload"]["lengths"]["output_mean"] != 249
+
+
+def test_turbominds_first_token_takes_a_decode_after_the_prompt():
+    of_turbomind, of_vllm = (
+        case(engine="LMDeploy TurboMind v0.1.0", gpu="A100-80G", load="batch=1"),
+        case(load="batch=1"),
+    )
+    facts = run_case(of_turbomind)
+    assert not isinstance(facts, str)
+    assert of_turbomind.before_first_s(facts) == facts.latencies_s["itl"]["mean"] > 0
+    assert of_vllm.before_first_s(facts) == 0.0
 
 
 def test_tensorrt_llm_admits_only_what_fits_at_full_length():

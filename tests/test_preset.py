@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sim.cost.preset import PRESETS, launches, padded, preset_for, vllm_graph_sizes
+from sim.hardware.gpu import load_gpu
 from sim.scenario import Scenario
 from sim.simulate import simulate
 
@@ -31,6 +32,23 @@ def test_a_library_pays_neither_http_nor_streaming():
     assert called.entry_s == called.exit_s == 0.0
     assert served.entry_s > 0
     assert served.host_request_s == pytest.approx(called.host_request_s + PRESETS["trtllm"].stream_s)
+
+
+def test_a_server_hands_over_the_tokens_of_every_iteration():
+    served, called = preset_for("trtllm-cpp"), preset_for("trtllm-cpp", api_server=False)
+    assert served.host_step_s == pytest.approx(called.host_step_s + PRESETS["trtllm-cpp"].serve_step_s)
+    assert served.serve_step_s == called.serve_step_s == 0.0
+
+
+def test_an_a100_keeps_its_clock_where_later_gpus_are_out_of_power():
+    preset = PRESETS["trtllm-cpp"]
+    assert preset.clock_on(load_gpu("a100-sxm-80gb")) == 1.0
+    assert {preset.clock_on(load_gpu(name)) for name in ("l40s", "h100-sxm", "b200-sxm")} == {preset.sustained_clock}
+
+
+def test_the_first_compiled_engines_had_no_all_reduce_of_their_own():
+    assert preset_for("trtllm-cpp", "v0.1.0").software == "nccl"
+    assert preset_for("trtllm-cpp", "v0.6.1").software == preset_for("trtllm-cpp").software == "custom"
 
 
 def test_vllm_schedules_asynchronously_since_0_14():

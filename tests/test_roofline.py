@@ -329,3 +329,17 @@ def test_no_engine_reads_an_fp8_cache_faster_than_memory(name: str) -> None:
     assert isinstance(cost, StepCost)
     token_bytes = 32 * 2 * 8 * 128
     assert min(cost.full_slope_s[1:]) > 0.999 * token_bytes / (load_gpu(name).hbm_bytes_per_s * 0.9)
+
+
+def test_tuned_kernels_read_as_fast_as_the_best_that_was_measured():
+    """On an A100 products in bf16 reach 77 % of the HBM bandwidth in vLLM's tables, experts 84 %."""
+    a100 = load_gpu("a100-sxm-80gb")
+    usual, tuned = Roofline(a100), Roofline(a100, tuned_reads=True)
+    best = max(a100.kernels[kind]["bf16"].constants["memory"] for kind in ("gemm", "decode_attention", "moe"))
+    read_s = 8192 * 28672 * 2 / a100.hbm_bytes_per_s
+    saved_s = usual.gemm(1.0, 28672, 8192, "bf16").memory_s - tuned.gemm(1.0, 28672, 8192, "bf16").memory_s
+    assert float(saved_s) == pytest.approx(read_s / usual.constants("gemm", "bf16")["memory"] - read_s / best, rel=0.02)
+    # weights that must be unpacked are another matter
+    assert tuned.gemm(1.0, 4096, 4096, "int4_wo") == usual.gemm(1.0, 4096, 4096, "int4_wo")
+    slopes = [kernels.decode_attention(256.0, 32, 32, 128, "bf16").memory_s_per_token for kernels in (tuned, usual)]
+    assert slopes[0] < slopes[1]

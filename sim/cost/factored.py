@@ -23,6 +23,7 @@ class FactoredKernels:
     """
 
     def __init__(self, backend: KernelBackend, gpu: Gpu, factors: Mapping[tuple[str, str], float]) -> None:
+        self.gpu = gpu
         self._backend, self._factors = backend, factors
         self._ideal = Roofline(gpu, ideal=True)
 

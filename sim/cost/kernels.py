@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.hardware.gpu import Gpu
+
 Floats = NDArray[np.float64]
 """An array of float64; every argument called `Floats | float` is broadcast."""
 
@@ -42,6 +44,11 @@ class DecodeAttentionTime(NamedTuple):
 
 class KernelBackend(Protocol):
     """Durations of the kernels of a transformer on one GPU. All shapes are what ONE rank computes."""
+
+    @property
+    def gpu(self) -> Gpu:
+        """Whose kernels they are."""
+        ...
 
     def gemm(self, m: Floats | float, n: int, k: int, dtype: str) -> KernelTime:
         """out[m, n] = in[m, k] x weights[k, n]; dtype names the weights and the arithmetic: bf16, fp8, fp8_block, int8_wo,

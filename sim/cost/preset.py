@@ -15,6 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost.vector_attention import VectorAttention
+from sim.hardware.gpu import Gpu
+
+POWER_BOUND_SM = 89
+"""Compute capability from which GPUs lower their clock under load. Published runs of LMDeploy and of five versions of
+TensorRT-LLM on A100 show prompts computed at the clock at which its kernels were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,8 @@ class EnginePreset:
     """Largest iteration with prompt tokens that CUDA graphs hold (vLLM's piecewise graphs); 0: they hold decodes only."""
     sustained_clock: float = 0.86
     """Clock that a GPU keeps under hours of prompt processing over the one its kernels were measured at in short bursts:
-    what waits for the tensor cores takes that much longer. Fits of four engines gave 0.80 to 0.93 (docs/validation.md)."""
+    what waits for the tensor cores takes that much longer. Fits of four engines gave 0.80 to 0.93 (docs/validation.md). An
+    A100 keeps its clock (`clock_on`)."""
     fused_quantisation: bool = False
     """Activations are quantised by the kernel that writes them, with scales known in advance, not by one of their own."""
     fp8_attention: float = 1.0
@@ -62,6 +68,10 @@ class EnginePreset:
     """Decode attention that does not run on tensor cores; None: all of it does."""
     sliding_windows: bool = True
     """A model's sliding windows limit what its queries see and what is kept for them."""
+    tuned_reads: bool = False
+    """Whoever built the engine tried its kernels: products of few tokens read weights as fast as the best kernel measured."""
+    serve_step_s: float = 0.0
+    """More host time of an iteration as a server: its tokens are handed to the process that answers the clients."""
     ideal: bool = False
     """Printed peaks, no fixed cost: the back of an envelope."""
     source: str = ""
@@ -74,12 +84,17 @@ class EnginePreset:
     @property
     def over_http(self) -> EnginePreset:
         """As a server: every token is streamed."""
-        return replace(self, host_request_s=self.host_request_s + self.stream_s, stream_s=0.0)
+        step_s, request_s = self.host_step_s + self.serve_step_s, self.host_request_s + self.stream_s
+        return replace(self, host_step_s=step_s, host_request_s=request_s, serve_step_s=0.0, stream_s=0.0)
 
     @property
     def in_process(self) -> EnginePreset:
         """As a library: the client calls the engine in its own process, without HTTP or tokenisation."""
-        return replace(self, stream_s=0.0, server_token_s=0.0, entry_s=0.0, exit_s=0.0)
+        return replace(self, serve_step_s=0.0, stream_s=0.0, server_token_s=0.0, entry_s=0.0, exit_s=0.0)
+
+    def clock_on(self, gpu: Gpu) -> float:
+        """The clock that `gpu` keeps: all of it before tensor cores could draw more power than a card may."""
+        return self.sustained_clock if gpu.sm_version >= POWER_BOUND_SM else 1.0
 
 
 def vllm_graph_sizes(limit: int = 512) -> tuple[int, ...]:
@@ -145,7 +160,7 @@ PRESETS: dict[str, EnginePreset] = {
         step_s=100e-6,
         host_step_s=0.1e-3,
         host_request_s=0.5e-6,
-        stream_s=22e-6,
+        stream_s=3e-6,
         entry_s=2e-3,
         exit_s=1e-3,
         async_scheduling=False,
@@ -157,6 +172,8 @@ PRESETS: dict[str, EnginePreset] = {
         fp8_attention=0.35,
         vector_attention=VectorAttention(12.0, None),
         sliding_windows=False,
+        tuned_reads=True,
+        serve_step_s=0.5e-3,
         source="TensorRT-LLM v0.5 to v0.17; one batch after the other, as its executor did; launching and entry assumed",
     ),
     "sglang": EnginePreset(
@@ -188,6 +205,9 @@ TRTLLM_LAUNCH = ((1, 0), 0.3e-3)
 """(version before which, host time to launch a layer) of TensorRT-LLM's PyTorch backend. Assumed, near that of the other engines:
 0.57 ms was seen on iterations with prompts of 1.0.0rc3 behind its server, and no row at hand tells of decodes without graphs;
 those of v0.20's own tables, as remembered, would be a third slower with it than they are."""
+CPP_ALL_REDUCE_SINCE = (0, 6)
+"""TensorRT-LLM has an all-reduce of its own from this version on; TurboMind 0.1 and FasterTransformer, where both come from, had
+NCCL's only."""
 CPP_VECTOR_ATTENTION = (
     ((0, 10), VectorAttention(17.0, (8,))),
     ((0, 11), VectorAttention(12.0, (8,))),
@@ -235,6 +255,8 @@ def _in_version(preset: EnginePreset, version: tuple[int, int]) -> EnginePreset:
             preset = replace(preset, server_token_s=TRTLLM_SERVER[1])
         return replace(preset, launch_layer_s=TRTLLM_LAUNCH[1]) if version < TRTLLM_LAUNCH[0] else preset
     if preset.name == "trtllm-cpp":
+        if version < CPP_ALL_REDUCE_SINCE:
+            preset = replace(preset, software="nccl")
         older = (vector for before, vector in CPP_VECTOR_ATTENTION if version < before)
         return replace(preset, vector_attention=next(older, preset.vector_attention))
     return preset

@@ -51,15 +51,23 @@ class Roofline:
         fused_quantisation: scales are known in advance (TensorRT-LLM): no quantisation kernel, no partial sums to scale, and
             the best of the kernels measured, for such an engine tries them all when it is built.
         fp8_attention: decode attention over an fp8 cache, in time of the measured kernels.
+        tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
+            was measured on this GPU.
     """
 
     def __init__(
-        self, gpu: Gpu, ideal: bool = False, fused_quantisation: bool = False, fp8_attention: float = 1.0
+        self,
+        gpu: Gpu,
+        ideal: bool = False,
+        fused_quantisation: bool = False,
+        fp8_attention: float = 1.0,
+        tuned_reads: bool = False,
     ) -> None:
         self.gpu = gpu
         self.ideal = ideal
         self.fused_quantisation = fused_quantisation
         self.fp8_attention = fp8_attention
+        self.tuned_reads = tuned_reads
 
     def constants(self, kind: str, dtype: str) -> Constants:
         """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it."""
@@ -78,7 +86,15 @@ class Roofline:
         if self.fused_quantisation and not self.ideal:
             static = {"quantise_row_s": 0.0, "quantise": float("inf"), "tuned": 1.0}
             c = {**c, **static, "compute": self._best_compute(own)}
+        if self.tuned_reads and not self.ideal and own == dtype:
+            c = {**c, "memory": self._best_memory()}
         return fits.gemm(c, self.gpu, m, n, k, dtype)
+
+    def _best_memory(self) -> float:
+        """Share of the HBM bandwidth at which the best of the kernels reads that mostly read: products, attention, experts; in
+        bf16, in which all of them were measured on every GPU that has tables."""
+        kinds = ("gemm", "decode_attention", "moe")
+        return max(self.constants(kind, "bf16")["memory"] for kind in kinds)
 
     def _best_compute(self, dtype: str) -> float:
         """Share of the tensor peak that the best measured GEMM of this arithmetic reaches."""
@@ -109,6 +125,8 @@ class Roofline:
     ) -> DecodeAttentionTime:
         """One query token for each of `sequences`."""
         c = self.constants("decode_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
+        if self.tuned_reads and not self.ideal:
+            c = {**c, "memory": self._best_memory()}
         time = attention_fits.decode_attention(c, self.gpu, sequences, heads, kv_heads, head_dim, kv_dtype)
         return attention_fits.own_fp8(
             time, self.fp8_attention, self.least_slope_s(kv_heads, head_dim, kv_dtype), kv_dtype

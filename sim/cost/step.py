@@ -77,6 +77,7 @@ class StepCost:
         self.parts = (backend, collectives, preset)
         """What prices its kernels, its collectives and the engine."""
         self.preset = preset
+        self._clock = preset.clock_on(backend.gpu)
         self.async_scheduling = async_scheduling
         self._collectives = collectives
         self.windows = reaches([operators]) if windows is None else windows
@@ -121,7 +122,7 @@ class StepCost:
             total, "all_reduce", self.operators.all_reduce_bytes_per_token * rows, self.operators.all_reduces
         )
         total[INDEX["engine_overhead"]] += self.operators.layers * self.preset.layer_s + self.preset.step_s
-        total[INDEX["compute"]] /= self.preset.sustained_clock
+        total[INDEX["compute"]] /= self._clock
         return total
 
     def _launch_s(self, tokens: Ints, mixed: bool) -> Floats:
@@ -201,7 +202,7 @@ class StepCost:
             fixed = fixed + attention.count * attention.kernels * time.fixed_s
             memory = memory + attention.count * (time.memory_s + scores_s)
             compute = compute + attention.count * time.compute_s
-        return KernelTime(fixed, memory, compute / self.preset.sustained_clock)
+        return KernelTime(fixed, memory, compute / self._clock)
 
     def chunks_s(self, chunks: Items[ChunkShape]) -> float:
         """Attention of the prompt chunks of one iteration.

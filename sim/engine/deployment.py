@@ -238,7 +238,7 @@ class Deployment:
     def _backend(self, gpu: Gpu) -> KernelBackend:
         fused, fp8_attention = self.preset.fused_quantisation, self.preset.fp8_attention
         if self.scenario.costs == "roofline":
-            return Roofline(gpu, self.preset.ideal, fused, fp8_attention)
+            return Roofline(gpu, self.preset.ideal, fused, fp8_attention, self.preset.tuned_reads)
         where = f"{self.scenario.where}: costs"
         if self.preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
@@ -336,7 +336,7 @@ class Deployment:
             nodes=len({self.topology.island(gpu) for gpu in self.gpu_names}),
             deepep=asked.all2all_backend == "deepep",
             exponent=asked.expert_load.skew,
-            clock=self.preset.sustained_clock,
+            clock=self.preset.clock_on(self.gpus[self.gpu_names[0]]),
         )
 
     def _hand_over(self, replica: int, stage: int, sender: StageOperators) -> HandOver:

@@ -162,7 +162,7 @@ def _log_ratio(row: MeasuredRow, case: Case, facts: RunFacts) -> float:
     if family(row.metric) == "ttft" and saturated(facts):
         return 0.0
     try:
-        return float(np.log(predicted(row.metric, facts, case.client_s) / unit_of(row.unit) / row.value))
+        return float(np.log(predicted(row.metric, facts, case.before_first_s(facts)) / unit_of(row.unit) / row.value))
     except TwoWallsError:
         return 0.0
 

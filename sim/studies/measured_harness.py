@@ -50,8 +50,13 @@ class Harness:
     """Lengths uniform between these shares of the nominal ones; None: fixed."""
     varying: bool = False
     """Lengths of a data set of which only the means are stated."""
+    mean_tokens: tuple[int, int] | None = None
+    """Mean prompt and output where the run's own figures tell them."""
     client_s: float = 0.0
     """The load generator's own time, which is in its times to first token and end to end."""
+    decodes_last_prompt_token: bool = False
+    """The prompt is computed but for its last token, which the first decode takes (TurboMind's LlamaBatch): the first answer
+    comes one iteration later."""
     pause_s: float = 0.0
     """Mean time between an answer and the same user's next request, exponentially distributed."""
     num_requests: int | None = None
@@ -117,6 +122,7 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
         found.engine["api_server"] = False
     if "gpt-fast" in words or "lmdeploy" in words:
         found.engine["api_server"] = False
+    found.decodes_last_prompt_token = "turbomind" in words
 
 
 def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:

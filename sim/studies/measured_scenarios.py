@@ -12,6 +12,7 @@ from sim.hardware.gpu import load_gpu
 from sim.model.transformer import load_model
 from sim.studies.load_forms import Load, parse_load
 from sim.studies.measured_harness import Harness, harness_of
+from sim.studies.measured_metrics import RunFacts
 from sim.studies.measured_rows import MeasuredRow, tokens
 
 TOPOLOGIES: tuple[tuple[str, str, dict[str, int]], ...] = (
@@ -60,10 +61,15 @@ class Case:
     scenario: dict[str, Any] | None = None
     client_s: float = 0.0
     """The load generator's own time, in the measured TTFT and E2EL."""
+    decodes_last_prompt_token: bool = False
     offered_rate: float | None = None
     """Requests a second of an open loop."""
     reason: str = ""
     notes: list[str] = field(default_factory=list)
+
+    def before_first_s(self, facts: RunFacts) -> float:
+        """What is in a measured time to first token and not in the simulated one."""
+        return self.client_s + (facts.latencies_s["itl"].get("mean", 0.0) if self.decodes_last_prompt_token else 0.0)
 
 
 def cases_of(rows: list[MeasuredRow]) -> list[Case]:
@@ -81,7 +87,9 @@ def _case(rows: list[MeasuredRow]) -> Case:
         if load.kind in ("unknown", "blank", "message", "gemm", "tokens"):
             return Case(rows, reason=f"the load '{row.load}' does not say how many requests come")
         harness = harness_of(row, load)
-        case = Case(rows, client_s=harness.client_s, notes=harness.notes)
+        harness.mean_tokens = _means_of(rows)
+        last = harness.decodes_last_prompt_token
+        case = Case(rows, client_s=harness.client_s, decodes_last_prompt_token=last, notes=harness.notes)
         case.scenario = _scenario(row, load, harness)
         if harness.reserves_whole_sequence and load.kind == "static":
             _allocate_batch(case.scenario, row, load)
@@ -245,8 +253,9 @@ def _workload(row: MeasuredRow, load: Load, harness: Harness, replicas: int) -> 
 def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(lengths, shared prefix or None)."""
     if "sharegpt" in row.isl.lower():
-        harness.notes.append("ShareGPT lengths: log-normal around means of another publication")
-        return _lognormal(*SHAREGPT_TOKENS), None
+        of = "this run's throughputs" if harness.mean_tokens else "another publication"
+        harness.notes.append(f"ShareGPT lengths: log-normal around the means of {of}")
+        return _lognormal(*(harness.mean_tokens or SHAREGPT_TOKENS)), None
     (shared, own), (_, output) = tokens(row.isl), tokens(row.osl or "1")
     if harness.varying:
         return _lognormal(own, output, asked=output & (output - 1) == 0), {"tokens": shared} if shared else None
@@ -264,6 +273,15 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
         return {"kind": "uniform", **ranges}, None
     one = {"kind": "fixed", "input_tokens": own, "output_tokens": output}
     return one, {"tokens": shared} if shared else None
+
+
+def _means_of(rows: list[MeasuredRow]) -> tuple[int, int] | None:
+    """Mean prompt and output of a run that published its throughput in requests, output tokens and all tokens."""
+    found = {row.metric: row.value for row in rows}
+    requests, output, total = (found.get(f"{of}_throughput") for of in ("request", "output", "total_token"))
+    if requests is None or output is None or total is None or not 0 < output < total:
+        return None
+    return round((total - output) / requests), round(output / requests)
 
 
 def _lognormal(input_mean: int, output_mean: int, asked: bool = False) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _fill(case: Case, facts: RunFacts | str, results: dict[str, RowResult]) -> N
             result.reason = facts
             continue
         try:
-            value = predicted(row.metric, facts, case.client_s) / unit_of(row.unit)
+            value = predicted(row.metric, facts, case.before_first_s(facts)) / unit_of(row.unit)
         except TwoWallsError as error:
             result.reason = str(error).replace("\n", ";")
             continue
