@@ -80,6 +80,31 @@ def test_graphs_hold_decodes_and_small_mixed_iterations_of_vllm_but_nothing_of_c
     assert launches(tokens, False, PRESETS["trtllm-cpp"]).all()
 
 
+def test_hosts_kept_the_ranks_of_in_flight_batching_in_step_up_to_0_12():
+    """Llama-2-70B has 80 layers with two all-reduces each; one sequence on eight GPUs waits for nothing else."""
+    by_version = {}
+    for version in ("0.12.0", "0.17"):
+        preset = preset_for("trtllm-cpp", version, api_server=False)
+        scenario = {
+            "model": "llama-2-70b",
+            "cluster": {"topology": "dgx-h100"},
+            "deployment": {"tensor_parallel_size": 8},
+            "engine": {"preset": "trtllm-cpp", "version": version, "api_server": False},
+            "workload": {
+                "arrivals": {"kind": "burst"},
+                "lengths": {"kind": "fixed", "input_tokens": 100, "output_tokens": 11},
+                "num_requests": 1,
+            },
+        }
+        by_version[version] = preset, simulate(Scenario.from_dict(scenario)).summary["mean_tpot_ms"]
+    old, old_ms = by_version["0.12.0"]
+    launching_s = 80 * old.launch_layer_s + 160 * old.launch_all_reduce_s
+    assert old_ms == pytest.approx(1e3 * (launching_s + old.host_step_s + old.host_request_s), rel=1e-9)
+    new, new_ms = by_version["0.17"]
+    assert new.launch_all_reduce_s == 0.0
+    assert new_ms < old_ms / 2
+
+
 def test_without_cuda_graphs_an_iteration_takes_at_least_the_launching_of_its_layers():
     """Llama-3.1-8B has 32 layers; one token of one user is computed sooner than TensorRT-LLM's host launches 32 layers."""
     scenario = {

@@ -126,8 +126,11 @@ class StepCost:
         return total
 
     def _launch_s(self, tokens: Ints, mixed: bool) -> Floats:
-        layer_s = np.where(launches(tokens, mixed, self.preset), self.preset.launch_layer_s, 0.0)
-        return np.asarray(self.operators.layers * layer_s)
+        all_reduces = 0 if self._collectives is None else self.operators.all_reduces
+        one_by_one_s = (
+            self.operators.layers * self.preset.launch_layer_s + all_reduces * self.preset.launch_all_reduce_s
+        )
+        return np.where(launches(tokens, mixed, self.preset), one_by_one_s, 0.0)
 
     def _sampled_causes(self, sampled: Ints) -> Causes:
         """The head and sampling, for each number of sampled sequences; nothing for none."""
