@@ -335,13 +335,8 @@ class Replica:
         self._growth_s = growth_s
         self._alike = alike
         self._planned = planned
-        if stretch is not None:
-            end_s = stretch.end_s(planned)
-        elif planned == 1:
-            end_s = now_s + first_s
-        else:
-            end_s = now_s + (planned * first_s + growth_s * (planned * (planned - 1) / 2))
-        self._due = self._call_at(end_s, self._at_end)
+        over_s = planned * first_s + growth_s * (planned * (planned - 1) / 2)
+        self._due = self._call_at(now_s + over_s if stretch is None else stretch.end_s(planned), self._at_end)
 
     def _layers(self, batch: Batch) -> Generator[Event, None, None]:
         """Runs one iteration kernel group by kernel group."""
