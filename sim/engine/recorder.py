@@ -35,8 +35,13 @@ FINISHED, REJECTED, CUT = 0, 1, 2
 Columns = dict[str, NDArray[Any]]
 
 
+def packer(columns: tuple[str, ...]) -> Callable[..., bytes]:
+    """Packs one row of these columns: 8-byte floats and 8-byte integers."""
+    return Struct("".join("d" if name in REAL_COLUMNS else "q" for name in columns)).pack
+
+
 class Table:
-    """Rows of numbers, kept as packed 8-byte floats."""
+    """Rows of numbers, kept packed."""
 
     __slots__ = ("_bytes", "_finished", "columns", "pack", "write")
 
@@ -44,7 +49,7 @@ class Table:
         self.columns = columns
         self._bytes = bytearray()
         self._finished: Columns | None = None
-        self.pack: Callable[..., bytes] = Struct(f"{len(columns)}d").pack
+        self.pack = packer(columns)
         """The values of one row, in the order of `columns`, as `write` takes them."""
         self.write: Callable[[bytes], None] = self._bytes.extend
         """Adds a packed row: the hot path packs and writes, everybody else appends."""
@@ -54,13 +59,11 @@ class Table:
         self._bytes += self.pack(*row)
 
     def to_columns(self) -> Columns:
-        """The finished table as one array a column; whole numbers become int64. The rows are let go."""
+        """The finished table as one array a column, float64 or int64. The rows are let go."""
         if self._finished is None:
-            rows = np.frombuffer(self._bytes, dtype=np.float64).reshape(-1, len(self.columns))
-            self._finished = {
-                name: rows[:, i].astype(np.float64 if name in REAL_COLUMNS else np.int64)
-                for i, name in enumerate(self.columns)
-            }
+            kinds = [(name, np.float64 if name in REAL_COLUMNS else np.int64) for name in self.columns]
+            rows = np.frombuffer(self._bytes, dtype=kinds)
+            self._finished = {name: rows[name].copy() for name in self.columns}
             del rows  # a buffer that an array looks into cannot shrink
             self._bytes.clear()
         return self._finished
@@ -99,9 +102,9 @@ class Recorder:
         """Of ranks in lock-step: rows a step ran, its own, of all ranks, of the widest; whether as two half batches."""
         self.shared = Table(SHARED_COLUMNS)
         """What a passage through pipeline stages lost to others on the same links."""
-        self.pack_step: Callable[..., bytes] = Struct(f"{len(STEP_COLUMNS)}d").pack
+        self.pack_step = packer(STEP_COLUMNS)
         """The values of a step but those of its windows, as `steps.write` takes them; `pack_windows` has those."""
-        self.pack_windows: Callable[..., bytes] = Struct(f"{2 * len(windows)}d").pack
+        self.pack_windows = packer(window_columns(windows))
         self.num_steps = 0
         self.preemptions = 0
         self._pack, self._write = self.requests.pack, self.requests.write
