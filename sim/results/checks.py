@@ -125,13 +125,14 @@ def gaps_add_up(requests: Columns, steps: Columns, irregular_gaps_s: Floats) -> 
     """
     begun = ~np.isnan(requests["first_token_s"])
     tokens = int(np.maximum(requests["generated_tokens"][begun] - 1, 0).sum())
-    gaps = int(np.dot(steps["itl_tokens"], steps["iterations"])) + len(irregular_gaps_s)
+    gaps = int((steps["itl_tokens"] * steps["iterations"]).sum()) + len(irregular_gaps_s)
     gaps += (
         int(steps["extra_tokens"].sum()) if "extra_tokens" in steps else 0
     )  # accepted together: no time between them
     finished = ~np.isnan(requests["finish_s"][begun])
     decode_s = float((requests["finish_s"][begun] - requests["first_token_s"][begun])[finished].sum())
-    gap_s = float(np.dot(steps["itl_tokens"], segment_s(steps))) + float(np.sum(irregular_gaps_s))
+    # not np.dot: it wakes the threads of a BLAS, which then wait busily, and rounds by their number
+    gap_s = float((steps["itl_tokens"] * segment_s(steps)).sum()) + float(np.sum(irregular_gaps_s))
     held = gaps == tokens
     detail = f"{gaps} gaps for {tokens} tokens after the first"
     if finished.all() and len(finished):

@@ -51,14 +51,14 @@ class GapPool:
 
     @property
     def count(self) -> int:
-        return int(np.dot(self.iterations, self.weight)) + len(self.irregular_s)
+        return int((self.iterations * self.weight).sum()) + len(self.irregular_s)
 
     @property
     def total_s(self) -> float:
         """The sum of all gaps."""
         k = self.iterations.astype(np.float64)
         per_token = k * self.first_s + self.growth_s * k * (k - 1) / 2
-        return float(np.dot(per_token, self.weight)) + float(self.irregular_s.sum())
+        return float((per_token * self.weight).sum()) + float(self.irregular_s.sum())
 
     def mean_std(self) -> tuple[float, float]:
         """Mean and population standard deviation; NaN for an empty pool."""
@@ -70,7 +70,7 @@ class GapPool:
         # deviations from the mean are affine in i as well: sum (d + g i)^2 = k d^2 + d g k(k-1) + g^2 (k-1)k(2k-1)/6
         d, g = self.first_s - mean, self.growth_s
         squares = k * d * d + d * g * k * (k - 1) + g * g * (k - 1) * k * (2 * k - 1) / 6
-        total = float(np.dot(squares, self.weight)) + float(((self.irregular_s - mean) ** 2).sum())
+        total = float((squares * self.weight).sum()) + float(((self.irregular_s - mean) ** 2).sum())
         return mean, float(np.sqrt(max(0.0, total) / count))
 
     def percentiles(self, percents: Sequence[float]) -> list[float]:

@@ -103,7 +103,7 @@ def mean_over_time(result: Result, column: str) -> float:
     """Time average of a column of the steps table (running, waiting), summed over replicas."""
     if result.end_s <= 0:
         return 0.0
-    return float(np.dot(result.steps[column], segment_s(result.steps))) / result.end_s
+    return float((result.steps[column] * segment_s(result.steps)).sum()) / result.end_s
 
 
 def peak(result: Result, column: str) -> int:
