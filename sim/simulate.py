@@ -18,6 +18,7 @@ from sim.engine.router import make_router
 from sim.engine.scaling import Scaling
 from sim.engine.versions import version_notes
 from sim.errors import DoesNotFit, InputError, located
+from sim.model.transformer import load_model
 from sim.results.checks import over_length, run_checks
 from sim.results.latency import Latency
 from sim.results.provenance import Origin, Regime, extrapolations, provenance
@@ -203,6 +204,8 @@ def _asked_notes(scenario: Scenario, workload: Workload) -> list[str]:
         notes.append("engine.swap_space has no effect: it is used under on_kv_full: swap only")
     if not engine.cuda_graphs and PRESETS[engine.preset].eager == PRESETS[engine.preset]:
         notes.append(f"engine.cuda_graphs has no effect: the preset {engine.preset} captures none")
+    if not PRESETS[engine.preset].sliding_windows and load_model(scenario.model).has_windows:
+        notes.append(f"the model's sliding windows are ignored, as the runtime of {engine.preset} does")
     if workload.dropped:
         notes.append(f"{workload.dropped:,} rows of the trace ask for nothing (failed requests) and are left out")
     return notes

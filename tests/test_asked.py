@@ -50,3 +50,20 @@ def test_options_of_the_engine_that_change_nothing_are_told_of() -> None:
     swaps = notes(workload, {"preset": "vllm", "cuda_graphs": False, "swap_space": "8 GiB", "on_kv_full": "swap"})
     assert not any("has no effect" in note for note in swaps)
     assert not any("has no effect" in note for note in notes(workload))
+
+
+def test_sliding_windows_that_an_engine_ignores_are_told_of() -> None:
+    ignored = "the model's sliding windows are ignored, as the runtime of trtllm-cpp does"
+    workload = {"arrivals": {"kind": "burst"}, "lengths": FIXED, "num_requests": 2}
+    for model, preset, told in (
+        ("mistral-7b", "trtllm-cpp", True),
+        ("mistral-7b", "vllm", False),
+        ("llama-3.1-8b", "trtllm-cpp", False),
+    ):
+        asked = {
+            "model": model,
+            "cluster": {"topology": "dgx-h100"},
+            "workload": workload,
+            "engine": {"preset": preset},
+        }
+        assert (ignored in simulate(Scenario.from_dict(asked)).notes) is told

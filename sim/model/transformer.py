@@ -110,6 +110,11 @@ class Transformer:
             source=str(config.get("source", "")),
         )
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether some layers see a sliding window of the tokens only."""
+        return any(layer.attention.window is not None for layer in self.layers)
+
     def without_windows(self) -> Transformer:
         """The same model, every query of which sees all tokens before it."""
         full = (replace(layer, attention=replace(layer.attention, window=None)) for layer in self.layers)
