@@ -196,15 +196,16 @@ class _Run:
 def _asked_notes(scenario: Scenario, workload: Workload) -> list[str]:
     """Where what is played is not quite what was asked for."""
     engine, spec, count = scenario.engine, scenario.workload, len(workload)
+    preset = PRESETS[engine.preset]
     notes = version_notes(engine.rules_version, engine.watermark)
     if spec.num_requests is not None and count < spec.num_requests:
         source = "trace holds" if spec.arrivals.kind == "trace" else "stages of the arrivals give"
         notes.append(f"the {source} {count:,} requests, fewer than the {spec.num_requests:,} of num_requests")
     if engine.on_kv_full != "swap" and engine.swap_space_bytes != type(engine).model_fields["swap_space_bytes"].default:
         notes.append("engine.swap_space has no effect: it is used under on_kv_full: swap only")
-    if not engine.cuda_graphs and PRESETS[engine.preset].eager == PRESETS[engine.preset]:
+    if not engine.cuda_graphs and preset.eager == preset:
         notes.append(f"engine.cuda_graphs has no effect: the preset {engine.preset} captures none")
-    if not PRESETS[engine.preset].sliding_windows and load_model(scenario.model).has_windows:
+    if not preset.sliding_windows and load_model(scenario.model).has_windows:
         notes.append(f"the model's sliding windows are ignored, as the runtime of {engine.preset} does")
     if workload.dropped:
         notes.append(f"{workload.dropped:,} rows of the trace ask for nothing (failed requests) and are left out")

@@ -11,9 +11,11 @@ from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
 
 UNSPLIT = 1.25  # times its share of the HBM bandwidth that one SM draws alone (A100, FlashAttention-2: 23 of 19 GB/s)
-KEY_ELEMENTS = 40.0  # elements that a key costs beyond its own where few thread blocks walk along a context
+KEY_ELEMENTS = (
+    40.0  # elements that a key costs beyond its own where few thread blocks walk along a context (tables of four GPUs)
+)
 WRITE_THREADS = 512.0  # a token's keys are written by so many threads at most (vLLM, reshape_and_cache_flash)
-WARP = 32.0
+WARP = 32.0  # threads
 WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM while they are transposed
 
 
@@ -90,9 +92,8 @@ def prefill_attention(
     software = attention_software(gpu)
     compute_s = sequences * heads * attended_pairs(new, context, window, c["tile"]) * score_s
     keys = new + (context if window is None else np.minimum(context, window))
-    quantised = (
-        1.0 if _transposed(gpu, kv_dtype) else 0.0
-    )  # queries in one byte: written by one kernel, read by the next
+    # queries in one byte are written by one kernel and read by the next
+    quantised = 1.0 if _transposed(gpu, kv_dtype) else 0.0
     queries_bytes = (2 * ACTIVATION_BYTES + 2 * quantised) * new * heads * head_dim
     keys_bytes = 2 * kv_bytes(kv_dtype) * keys * kv_heads * head_dim
     gather_s = keys_bytes / (c["kv"] * cycles_per_s(gpu))

@@ -72,7 +72,8 @@ class EnginePreset:
     sliding_windows: bool = True
     """A model's sliding windows limit what its queries see and what is kept for them."""
     tuned_reads: bool = False
-    """Whoever built the engine tried its kernels: products of few tokens read weights as fast as the best kernel measured."""
+    """Whoever built the engine tried its kernels: what mostly reads (products of few tokens, decode attention) reads as fast as
+    the best kernel measured."""
     serve_step_s: float = 0.0
     """More host time of an iteration as a server: its tokens are handed to the process that answers the clients."""
     ideal: bool = False

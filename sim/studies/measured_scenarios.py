@@ -258,7 +258,9 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
         return _lognormal(*(harness.mean_tokens or SHAREGPT_TOKENS)), None
     (shared, own), (_, output) = tokens(row.isl), tokens(row.osl or "1")
     if harness.varying:
-        return _lognormal(own, output, asked=output & (output - 1) == 0), {"tokens": shared} if shared else None
+        # a power of two is no mean of a data set: so many tokens were asked for
+        asked = output & (output - 1) == 0
+        return _lognormal(own, output, asked=asked), {"tokens": shared} if shared else None
     if harness.cycled_prompts:
         # the whole prompt is known from an earlier round, but for the last token, which is always computed
         low, high = harness.uniform or (1.0, 1.0)
