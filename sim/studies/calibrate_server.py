@@ -29,7 +29,7 @@ PARAMETERS = ("layer", "host_step", "host_request", "entry")
 ALLOWED = ("layer", "step", "host_step", "host_request", "stream", "launch_layer", "entry", "exit")
 PRIOR_LOG_STD = 1.0
 """Standard deviation of a factor's logarithm before anything is measured: published engines differ by up to e from each other
-(`sim/cost/preset.py`: layer 3 to 14 us, host 0.1 to 2.1 ms an iteration, entry 2 to 20 ms)."""
+(`sim/cost/preset.py`: layer 3 to 14 us, host 0.1 to 2.0 ms an iteration, entry 2 to 20 ms)."""
 FLOOR = 0.01
 """Relative error of a statistic at least: what two runs of one server differ by for other reasons than their requests."""
 SEEDS, SEEDS_FOR_CHANCE = 4, 8
