@@ -11,9 +11,7 @@ from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
 
 UNSPLIT = 1.25  # times its share of the HBM bandwidth that one SM draws alone (A100, FlashAttention-2: 23 of 19 GB/s)
-KEY_ELEMENTS = (
-    40.0  # elements that a key costs beyond its own where few blocks walk along a context (tables of four GPUs)
-)
+KEY_ELEMENTS = 40.0  # elements that a key costs beyond its own where few blocks walk a context (four GPUs' tables)
 WRITE_THREADS = 512.0  # a token's keys are written by so many threads at most (vLLM, reshape_and_cache_flash)
 WARP = 32.0  # threads
 WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM while they are transposed
