@@ -193,6 +193,8 @@ def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path: Path, count: int)
     process = subprocess.Popen(
         [sys.executable, "-c", code, "run", *names, "--jobs", "1"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell that runs the tests in the background has them ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
