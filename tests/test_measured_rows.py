@@ -245,10 +245,72 @@ def test_cycled_prompts_are_found_in_the_prefix_cache():
     assert found["engine"]["max_num_seqs"] == 128
 
 
-def test_a_replica_without_one_number_for_each_cut_is_told():
-    found = case(tensor="disagg")
+def test_a_block_scaled_run_is_computed_as_such():
+    stated = "mode=agg; gemm=fp8_block moe=fp8_block; harness not stated"
+    assert weights_of(precision="FP8", conditions=stated) == "fp8_block"
+    assert weights_of(precision="FP8", conditions="mode=agg; gemm=fp8 moe=fp8") == "fp8"
+
+
+def weights_of(**changes: object) -> str:
+    scenario = case(**changes).scenario
+    assert scenario is not None
+    return str(scenario["precision"]["weights"])
+
+
+WORKERS = (
+    "mode=disagg; prefill batch_size=1 num_workers=2 tp_size=1 pp_size=1 attention_dp_size=1 moe_tp_size=1 moe_ep_size=1"
+    " | decode batch_size=48 num_workers=3 tp_size=2 pp_size=1 attention_dp_size=1 moe_tp_size=1 moe_ep_size=1; image=x"
+)
+
+
+def test_a_disaggregated_row_becomes_pools_of_the_workers_it_states():
+    found = case(tensor="disagg", pipeline="disagg", expert="disagg", gpus=16, conditions=WORKERS)
+    assert found.scenario is not None
+    prompts, tokens_ = found.scenario["deployment"]["pools"]
+    assert (prompts["role"], prompts["replicas"], prompts["tensor_parallel_size"]) == ("prefill", 2, 1)
+    assert (tokens_["role"], tokens_["replicas"], tokens_["tensor_parallel_size"]) == ("decode", 3, 2)
+    assert found.scenario["engine"]["max_num_seqs"] == 48
+    assert found.scenario["cluster"]["nodes"] == 2
+    facts = run_case(found)
+    assert not isinstance(facts, str)
+    assert facts.latencies_s["tpot"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("conditions", "told"),
+    [
+        ("", "do not say 'prefill batch_size=.. num_workers=..'"),
+        (WORKERS.replace("num_workers=3", "num_workers=0"), "the decode workers have no num_workers"),
+        (WORKERS.replace("attention_dp_size=1", "attention_dp_size=8"), "prefill workers with data-parallel attention"),
+        (
+            WORKERS.replace("moe_ep_size=1 |", "moe_ep_size=8 |"),
+            "experts spread over the GPUs of one kind of worker only",
+        ),
+    ],
+)
+def test_a_replica_without_one_number_for_each_cut_is_told(conditions: str, told: str):
+    found = case(tensor="disagg", conditions=conditions)
     assert found.scenario is None
-    assert "disagg" in found.reason
+    assert told in found.reason
+
+
+def test_an_unknown_cut_is_the_smallest_with_room_for_a_batch():
+    found = case(
+        model="llama-2-70b", precision="FP8", gpus=8, tensor="unknown", pipeline="unknown", expert="unknown",
+        isl="294", osl="283", load="Offline (all samples at once)", engine="TensorRT-LLM v1.0",
+    )  # fmt: skip
+    assert found.scenario is not None
+    deployment = found.scenario["deployment"]
+    # 69 GB of weights leave an 80 GB card room for some 230 sequences of 577 tokens, each of 80 KiB in fp8
+    assert (deployment["tensor_parallel_size"], deployment["data_parallel_size"]) == (2, 4)
+    assert any("cut not stated: replicas of 2 GPUs" in note for note in found.notes)
+
+
+def test_experts_over_more_gpus_than_a_replica_has_make_attention_data_parallel():
+    found = case(model="deepseek-r1", precision="FP8", gpu="GB200", gpus=8, tensor="1", expert="8").scenario
+    assert found is not None
+    assert (found["deployment"]["data_parallel_size"], found["deployment"]["enable_expert_parallel"]) == (8, True)
+    assert found["cluster"] == {"topology": "gb200-nvl72", "gpu": "gb200", "nodes": 2}
 
 
 def test_a_missing_column_is_named(tmp_path: Path):

@@ -21,6 +21,7 @@ WEIGHT_WORDS = {
     "bf16": "bf16",
     "fp16": "fp16",
     "fp8": "fp8",
+    "fp8_block": "fp8_block",
     "int8": "int8_wo",
     "int4": "int4_wo",
     "nvfp4": "nvfp4",
@@ -120,7 +121,7 @@ def resolve_precision(
 
     Args:
         checkpoint: from `Transformer.quantization`.
-        weights: bf16, fp16, fp8, int8, int4, nvfp4, mxfp4, or None.
+        weights: bf16, fp16, fp8, fp8_block, int8, int4, nvfp4, mxfp4, or None.
         kv_cache: bf16, fp16, fp8, int8, int4, nvfp4, or None.
         where: file and key path, for error messages.
 

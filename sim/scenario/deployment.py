@@ -12,7 +12,8 @@ from sim.scenario.fields import Bytes, FilePath, NameOrPath, PositiveDuration, S
 from sim.scenario.fleet import Autoscale, ColdStart, FleetEvent
 from sim.scenario.speculative import Speculative
 
-Dtype = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
+WeightType = Literal["bf16", "fp16", "fp8", "fp8_block", "int8", "int4", "nvfp4", "mxfp4"]
+CacheType = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
 
 
 SCHEDULERS = ("vllm", "chunked", "prefill_first", "orca", "static", "sjf", "priority", "fair_share")
@@ -21,9 +22,10 @@ SCHEDULERS = ("vllm", "chunked", "prefill_first", "orca", "static", "sjf", "prio
 class Precision(Section):
     """Number formats of what lives in GPU memory; null: what the model's config.json says."""
 
-    weights: Dtype | None = None
-    """Format of the weights of linear layers. int8 and int4 are weight-only: they compute in bf16."""
-    kv_cache: Dtype | None = None
+    weights: WeightType | None = None
+    """Format of the weights of linear layers. fp8 has a scale a channel, fp8_block one per 128 x 128 weights (unless the
+    checkpoint itself is in fp8: then its own). int8 and int4 are weight-only: they compute in bf16."""
+    kv_cache: CacheType | None = None
     """Format of keys and values in the cache."""
 
 

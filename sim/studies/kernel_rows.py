@@ -14,8 +14,9 @@ from sim.hardware.placement import place
 from sim.hardware.topology import load_topology
 from sim.hardware.topology_language import CalibrationSpec
 from sim.studies.load_forms import message_bytes, parse_load
+from sim.studies.measured_deployments import cluster_of
 from sim.studies.measured_rows import MeasuredRow, tokens
-from sim.studies.measured_scenarios import cluster_of, precision_of
+from sim.studies.measured_scenarios import precision_of
 
 ENGINES = ("vllm", "trtllm", "sglang")
 """Whose layers, not whose bare kernels, an operator row times."""

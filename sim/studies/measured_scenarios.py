@@ -8,21 +8,11 @@ from typing import Any
 
 from sim.engine.versions import newer_than_known
 from sim.errors import InputError, TwoWallsError
-from sim.hardware.gpu import load_gpu
-from sim.model.transformer import load_model
 from sim.studies.load_forms import Load, parse_load
+from sim.studies.measured_deployments import cluster_of, deployment_of
 from sim.studies.measured_harness import Harness, harness_of
 from sim.studies.measured_metrics import RunFacts
 from sim.studies.measured_rows import MeasuredRow, tokens
-
-TOPOLOGIES: tuple[tuple[str, str, dict[str, int]], ...] = (
-    ("gb200", "gb200-nvl72", {"nodes": 1}), ("b200", "hgx-b200", {}), ("gh200", "dgx-h100", {}), ("h200", "dgx-h200", {}),
-    ("h100-pcie", "pcie-box-l40s", {}), ("h100-nvl", "pcie-box-l40s", {}), ("h100", "dgx-h100", {}),
-    ("h800", "dgx-h100", {}), ("h20", "dgx-h100", {}), ("a100-pcie", "pcie-box-l40s", {}), ("a100", "dgx-a100", {}),
-    ("a10g", "pcie-box-a10g", {}), ("rtx-4090", "rtx-4090-box", {}), ("mi3", "mi300x-platform", {}),
-    ("v100", "dgx-1-v100", {}), ("", "pcie-box-l40s", {}),
-)  # fmt: skip
-"""Beginning of a catalogue GPU's name -> the machine it usually stands in, and its parameters."""
 
 WEIGHTS = {
     "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "half": "fp16", "fp8": "fp8", "int8": "int8",
@@ -102,9 +92,8 @@ def _case(rows: list[MeasuredRow]) -> Case:
 
 
 def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
-    cuts = {name: _cut(getattr(row, name), name) for name in ("tensor", "pipeline")}
     weights, kv_cache = precision_of(row, harness)
-    deployment = _deployment(row, cuts, harness)
+    deployment = deployment_of(row, harness, {"weights": weights, "kv_cache": kv_cache})
     if harness.engine.get("scheduler") == "prefill_first":
         longest = sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
         harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
@@ -121,24 +110,8 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
         "cluster": cluster_of(row),
         "deployment": deployment,
         "engine": harness.engine,
-        "workload": _workload(row, load, harness, deployment["data_parallel_size"]),
+        "workload": _workload(row, load, harness, deployment.get("data_parallel_size", 1)),
     }
-
-
-def _deployment(row: MeasuredRow, cuts: dict[str, int], harness: Harness) -> dict[str, Any]:
-    """Replicas of TP x PP; experts over all GPUs where the row says so, and attention data-parallel where its source does."""
-    ranks = cuts["tensor"] * cuts["pipeline"]
-    replicas = 1 if row.id.startswith("aic") else max(row.gpus // ranks, 1)
-    sizes = {"tensor_parallel_size": cuts["tensor"], "pipeline_parallel_size": cuts["pipeline"]}
-    sizes |= {"data_parallel_size": replicas}
-    if not row.expert.isdigit() or load_model(row.model).parameters.experts == 0:
-        return sizes
-    if "attention data parallel" in row.conditions and cuts["pipeline"] == 1 and cuts["tensor"] > 1:
-        harness.notes.append("attention data-parallel, experts over all GPUs")
-        return {"data_parallel_size": replicas * cuts["tensor"], "enable_expert_parallel": True}
-    if int(row.expert) == ranks > 1 and cuts["pipeline"] == 1:
-        return sizes | {"enable_expert_parallel": True}
-    return sizes
 
 
 def _reserve(scenario: dict[str, Any], where: str) -> None:
@@ -165,12 +138,6 @@ def _allocate_batch(scenario: dict[str, Any], row: MeasuredRow, load: Load) -> N
     scenario["engine"]["num_gpu_blocks_override"] = load.count * blocks + 1
 
 
-def _cut(text: str, name: str) -> int:
-    if text and not text.isdigit():
-        raise InputError(name, f"got '{text}'", "only a replica with one number for each cut can be simulated")
-    return int(text) if text else 1
-
-
 def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str, str]:
     """(weights, KV cache) of a row, in the scenario's words; blank and unknown mean bf16.
 
@@ -186,6 +153,8 @@ def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str,
         weights = "bf16"
         if harness is not None:
             harness.notes.append("precision not stated: bf16 assumed")
+    if weights == "fp8" and "gemm=fp8_block" in row.conditions:
+        weights = "fp8_block"
     kv = re.search(r"kv[ _](?:cache )?(\w+)", text + " " + row.conditions.lower())
     stated = WEIGHTS.get(kv[1]) if kv else None
     if stated == "fp8" and "when weights fp8" in row.conditions.lower() and weights != "fp8":
@@ -194,17 +163,6 @@ def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str,
     nvidia = harness is None or harness.preset.startswith("trtllm") or row.model.startswith("nvidia/")
     quantised_kv = nvidia and weights in ("fp8", "nvfp4")
     return weights, stated or ("fp8" if quantised_kv else "bf16" if weights != "fp16" else "fp16")
-
-
-def cluster_of(row: MeasuredRow) -> dict[str, Any]:
-    """One machine that holds the row's GPUs.
-
-    Raises:
-        InputError: the GPU is not in the catalogue.
-    """
-    gpu = load_gpu(re.sub(r"^80GB class.*", "h100-sxm", row.gpu)).name
-    topology, parameters = next((t, p) for start, t, p in TOPOLOGIES if gpu.startswith(start))
-    return {"topology": topology, "gpu": gpu, **parameters, **({"nodes": row.nodes} if row.nodes > 1 else {})}
 
 
 # --- workload ---------------------------------------------------------------------------------------------------------
