@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sim.errors import InputError
+from sim.model.families import family_of
 from sim.model.shapes import AttentionShape, MlpShape
 
-_QUERY_KEY_NORM = ("qwen3", "qwen3_moe", "gemma3_text", "gemma3")
-_QKV_BIAS_ONLY = ("qwen2", "qwen2_moe", "qwen2_5_vl", "qwen2_vl")
-_SLIDES_EVERY_OTHER_LAYER = ("gemma2", "gpt_oss")
-# keys of layers that are no attention: their state does not grow like a KV cache
-_UNSUPPORTED = ("ssm_cfg", "mamba_d_state", "ssm_state_size", "linear_num_key_heads", "index_topk", "rwkv_version")
-
+# keys of layers that are no attention over all keys: their state does not grow, or is not read, like a KV cache
+_UNSUPPORTED = (
+    *("ssm_cfg", "mamba_d_state", "ssm_state_size", "linear_num_key_heads", "linear_attn_config", "rwkv_version"),
+    *("index_topk", "sparse_attention_config"),
+)
+_NESTED = ("attn_config", "ffn_config")
+"""Sections of MosaicML's configs (MPT, DBRX), whose keys are read as if they stood outside."""
 
 _MOST_LAYERS = 10_000
 """Many times the deepest model published (126 layers, Llama-3.1-405B): more is a slip of the pen."""
@@ -29,32 +31,35 @@ class ConfigReader:
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.where = where
         nested = config.get("text_config")
-        self.config: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
+        text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else config
+        sections = [text[key] for key in _NESTED if isinstance(text.get(key), Mapping)]
+        self.config: Mapping[str, Any] = {key: value for part in (*sections, text) for key, value in part.items()}
         self.model_type = str(self.config.get("model_type", config.get("model_type", "")))
         for key in _UNSUPPORTED:
             if self.config.get(key) is not None:
                 raise InputError(
                     where, f"has '{key}': state-space, linear and sparse attention layers are not modelled", ""
                 )
-        self.parallel_block = self.model_type == "gptj"
-        self.layers = self.integer("num_hidden_layers", "n_layer", "n_layers")
+        self.family = family_of(self.model_type, self.config)
+        self.layers = self.integer("num_hidden_layers", "n_layer", "n_layers", "num_layers")
         if self.layers > _MOST_LAYERS:
             raise InputError(where, f"'num_hidden_layers' is {self.layers:,}", f"allowed: 1 to {_MOST_LAYERS:,}")
         kinds = self.config.get("layer_types")
         if kinds is not None and (not isinstance(kinds, list) or len(kinds) < self.layers):
             got = f"{len(kinds)} entries" if isinstance(kinds, list) else repr(kinds)
             raise InputError(where, f"'layer_types' has {got}", f"one for each of the {self.layers} layers")
-        self.hidden = self.integer("hidden_size", "n_embd", "d_model")
-        self.vocab = self.integer("vocab_size")
+        self.hidden = self.integer("hidden_size", "n_embd", "n_embed", "d_model")
+        self.vocab = self.integer("vocab_size", "padded_vocab_size")
         self.heads = self.integer("num_attention_heads", "n_head", "n_heads")
-        self.kv_heads = self.optional("num_key_value_heads", "num_kv_heads") or self.heads
+        self.kv_heads = self._kv_heads()
         if self.heads % self.kv_heads:
             problem = f"'num_attention_heads' is {self.heads}, no multiple of 'num_key_value_heads', {self.kv_heads}"
             raise InputError(where, problem, "every KV head serves as many heads as every other")
-        self.experts = self.optional("n_routed_experts", "num_local_experts", "num_experts") or 0
+        self.experts = self.optional("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts") or 0
         self.intermediate = self._intermediate()
-        self.tied = bool(self.config.get("tie_word_embeddings", self.model_type.startswith("gemma")))
-        self.max_position = self.integer("max_position_embeddings", "n_positions")
+        self.tied = bool(self.config.get("tie_word_embeddings", self.family.tied))
+        longest = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "model_max_length")
+        self.max_position = self.optional(*longest) or self.family.max_position or self.integer(*longest)
 
     def integer(self, *names: str) -> int:
         """The first of `names` that is set, as a positive integer."""
@@ -81,28 +86,27 @@ class ConfigReader:
         return bool(self.config.get(name, False))
 
     @property
-    def norms_per_layer(self) -> int:
-        """Norms over the hidden state in a layer: one before a parallel block, four in a sandwich (Gemma 2 and 3)."""
-        if self.parallel_block:
-            return 1
-        return 4 if self.model_type.startswith(("gemma2", "gemma3")) else 2
-
-    @property
     def norm_parameters(self) -> int:
-        """Parameters of one norm: LayerNorm has a bias, RMSNorm has none."""
-        return self.hidden * (2 if self.parallel_block else 1)
+        """Parameters of one norm over the hidden state."""
+        return self.hidden * (2 if self.family.norm_bias else 1)
 
     @property
-    def head_bias(self) -> bool:
-        return self.parallel_block
+    def learned_positions(self) -> int:
+        """Positions whose vectors are stored."""
+        extra = self.family.learned_positions
+        return 0 if extra is None else self.max_position + extra
 
     def attention(self, layer: int) -> AttentionShape:
         """Attention of the layer with this index."""
         window, chunk = self._reach(layer)
+        if window is not None and window >= self.max_position:
+            window = None  # it hides nothing (Phi-3 128k)
         if self.config.get("kv_lora_rank"):
             return self._latent_attention(window)
-        head_dim = self.optional("head_dim") or self.hidden // self.heads
-        bias = self.flag("attention_bias") or (self.model_type == "internlm" and self.flag("bias"))
+        head_dim = self.optional("head_dim", "kv_channels") or self.hidden // self.heads
+        family = self.family
+        bias = any(map(self.flag, ("attention_bias", "add_qkv_bias", "bias")))
+        out_bias = bias if family.out_bias is None else family.out_bias
         return AttentionShape(
             kind="gqa",
             heads=self.heads,
@@ -111,36 +115,45 @@ class ConfigReader:
             rope_dim=self._rope_dim(layer, head_dim),
             window=window,
             chunk=chunk,
-            qkv_bias=bias or self.model_type in _QKV_BIAS_ONLY,
-            out_bias=bias,
-            qk_norm=self.model_type in _QUERY_KEY_NORM,
-            sinks=self.model_type == "gpt_oss",
+            qkv_bias=bias or family.qkv_bias,
+            out_bias=out_bias or self.flag("attention_out_bias"),
+            qk_norm=family.qk_norm == "always" or (family.qk_norm == "asked" and self.flag("use_qk_norm")),
+            qk_norm_by_head=family.qk_norm_by_head,
+            sinks=family.sinks,
         )
 
     def mlp(self, layer: int) -> MlpShape:
         """Feed-forward part of the layer with this index."""
         if not self._is_moe(layer):
-            bias = self.flag("mlp_bias") or self.parallel_block
+            bias = self.flag("mlp_bias") or self.family.mlp_bias
             columns = self.optional("intermediate_size_mlp") or self.intermediate
-            return MlpShape("dense", gated=not self.parallel_block, bias=bias, intermediate=columns)
+            return MlpShape("dense", gated=self.family.gated, bias=bias, intermediate=columns)
         columns = self.optional("moe_intermediate_size") or self.intermediate
         return MlpShape(
             "moe",
             experts=self.experts,
             local_experts=self.experts,
-            top_k=self.integer("num_experts_per_tok", "experts_per_token", "moe_topk"),
+            top_k=self.integer("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_top_k"),
             expert_intermediate=columns,
             shared_intermediate=self._shared_columns(columns),
-            shared_gate=self.model_type == "qwen2_moe",
-            router_bias=self.model_type == "gpt_oss",
-            correction_bias=self.config.get("topk_method") == "noaux_tc",
-            expert_bias=self.model_type == "gpt_oss",
+            shared_gate=self.family.shared_gate,
+            router_bias=self.family.expert_bias,
+            correction_bias=self.family.correction_bias or self.config.get("topk_method") == "noaux_tc",
+            expert_bias=self.family.expert_bias,
         )
 
+    def _kv_heads(self) -> int:
+        # Falcon's newer models say `multi_query` too, but mean their groups
+        if self.flag("multi_query") and not self.flag("new_decoder_architecture"):
+            return 1
+        names = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "multi_query_group_num")
+        return self.optional(*names) or self.heads
+
     def _intermediate(self) -> int:
-        if self.parallel_block:
-            return self.optional("n_inner") or 4 * self.hidden
-        return self.integer("intermediate_size")
+        names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+        if self.family.gated:
+            return self.integer(*names)
+        return self.optional(*names) or (self.optional("expansion_ratio") or 4) * self.hidden
 
     def _shared_columns(self, columns: int) -> int:
         if self.model_type.startswith("llama4"):
@@ -176,7 +189,10 @@ class ConfigReader:
     def _rope_dim(self, layer: int, head_dim: int) -> int:
         if self.model_type.startswith("llama4") and self._is_global(layer):
             return 0
-        return self.optional("rotary_dim") or int(head_dim * float(self.config.get("partial_rotary_factor") or 1.0))
+        if self.flag("alibi"):
+            return 0
+        named = self.config.get("partial_rotary_factor") or self.config.get("rotary_pct")
+        return self.optional("rotary_dim") or int(head_dim * float(named or self.family.rotated))
 
     def _is_global(self, layer: int) -> bool:
         """Whether a Llama 4 layer sees all tokens, without positions: the ones where `no_rope_layers` holds 0."""
@@ -196,8 +212,7 @@ class ConfigReader:
         if self.config.get("use_sliding_window"):
             return (window if layer >= (self.optional("max_window_layers") or 0) else None), None
         every = self.optional("sliding_window_pattern", "_sliding_window_pattern")
-        if every is None and self.model_type in _SLIDES_EVERY_OTHER_LAYER:
-            every = 2
+        every = every or self.family.full_attention_every
         return (None if every and (layer + 1) % every == 0 else window), None
 
     def _listed_reach(self, kind: str, window: int | None, chunk: int | None) -> tuple[int | None, int | None]:

@@ -162,6 +162,10 @@ class _Builder:
     def embedding(self) -> None:
         # with TP, ids outside a rank's slice are masked before and after the look-up
         self.pointwise("embedding", 2 * self.model.hidden, 3 if self.sharding.tensor > 1 else 1, 1)
+        if self.model.learned_positions:
+            self.pointwise("positions", 3 * self.model.hidden, 1, 1)  # a vector looked up and added
+        if self.model.embedding_norm:
+            self._norm("norm", self.model.hidden, 1, 1)
 
     def attention(self, shape: AttentionShape, count: int) -> None:
         h = self.model.hidden

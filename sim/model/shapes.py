@@ -30,6 +30,8 @@ class AttentionShape:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    qk_norm_by_head: bool = False
+    """The norms of queries and keys have parameters for every head, not one head's that all share."""
     sinks: bool = False
 
     @property
@@ -53,7 +55,8 @@ class AttentionShape:
             latent = hidden * (self.kv_lora_rank + self.rope_dim) + self.kv_lora_rank
             return query + latent + self.kv_lora_rank * self.heads * (self.nope_dim + self.v_dim)
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        extra = (width if self.qkv_bias else 0) + (2 * self.head_dim if self.qk_norm else 0)
+        normed_heads = self.heads + self.kv_heads if self.qk_norm_by_head else 2
+        extra = (width if self.qkv_bias else 0) + (normed_heads * self.head_dim if self.qk_norm else 0)
         return hidden * width + extra + (self.heads if self.sinks else 0)
 
     def output_parameters(self, hidden: int) -> int:

@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from sim import catalogue
 from sim.errors import InputError, nearest
 from sim.model.config import ConfigReader
-from sim.model.names import normalise
+from sim.model.names import keys_of, without_owner
 from sim.model.precision import Quantization, parse_quantization
 from sim.model.shapes import AttentionShape, MlpShape
 
@@ -75,6 +75,10 @@ class Transformer:
     norms_per_layer: int = 2
     norm_parameters: int = 0
     """Parameters of one norm over the hidden state."""
+    embedding_norm: bool = False
+    """A norm stands between the embedding and the first layer."""
+    learned_positions: int = 0
+    """Positions whose vectors are stored and added to the embedding; 0: rotated, or a bias of the scores."""
     head_bias: bool = False
     parallel_block: bool = False
     """Attention and MLP read the same input and are summed (GPT-J): one all-reduce a layer."""
@@ -95,6 +99,7 @@ class Transformer:
             InputError: a needed key is missing or has a wrong value, or the architecture is not modelled.
         """
         reader = ConfigReader(config, where)
+        family = reader.family
         return cls(
             name=name,
             hidden=reader.hidden,
@@ -102,10 +107,12 @@ class Transformer:
             layers=tuple(Layer(reader.attention(i), reader.mlp(i)) for i in range(reader.layers)),
             tied=reader.tied,
             max_position=reader.max_position,
-            norms_per_layer=reader.norms_per_layer,
+            norms_per_layer=family.norms_per_layer,
             norm_parameters=reader.norm_parameters,
-            head_bias=reader.head_bias,
-            parallel_block=reader.parallel_block,
+            embedding_norm=family.embedding_norm,
+            learned_positions=reader.learned_positions,
+            head_bias=family.head_bias,
+            parallel_block=family.parallel_block,
             quantization=parse_quantization(config, where),
             source=str(config.get("source", "")),
         )
@@ -156,8 +163,10 @@ def count_parameters(
     h = model.hidden
     # tied: the head is the embedding's matrix, so only a stage that lacks the embedding needs its own copy
     own_head = head and not (model.tied and embedding)
+    norms = len(layers) * model.norms_per_layer + (1 if head else 0) + (1 if embedding and model.embedding_norm else 0)
     return ParameterCounts(
-        embedding=rows * h if embedding else 0,
+        # learned positions are on every rank, whatever rows of the vocabulary it holds
+        embedding=(rows + model.learned_positions) * h if embedding else 0,
         head=(rows * h if own_head else 0) + (rows if head and model.head_bias else 0),
         attention=sum(attention.input_parameters(h) for attention, _ in layers),
         attention_output=sum(attention.output_parameters(h) for attention, _ in layers),
@@ -166,7 +175,7 @@ def count_parameters(
         expert_biases=sum(mlp.local_experts * mlp.expert_biases(h) for _, mlp in layers),
         shared_experts=sum(mlp.shared_parameters(h) for _, mlp in layers),
         router=sum(mlp.router_parameters(h) for _, mlp in layers),
-        norms=model.norm_parameters * (len(layers) * model.norms_per_layer + (1 if head else 0)),
+        norms=model.norm_parameters * norms,
     )
 
 
@@ -188,20 +197,23 @@ def load_model(name_or_path: str, where: str = "model") -> Transformer:
         path = path / "config.json"
     if path.is_file():
         return _read(path, path.parent.name if path.name == "config.json" else path.stem)
-    key = normalise(name_or_path)
-    for name, entry in entries.items():
-        if key in _keys(name, entry):
-            return _read(entry, name)
+    written = _written_names()
+    known = {next(keys_of(text)): name for text, name in written.items()}
+    for key in keys_of(name_or_path):
+        if key in known:
+            return _read(entries[known[key]], known[key])
     raise InputError(
         where,
         f"got '{name_or_path}', which is no model of the catalogue and no config.json",
-        nearest(name_or_path, entries),
+        nearest(without_owner(name_or_path), written),
     )
 
 
-def _keys(name: str, entry: Path) -> set[str]:
-    config = _json(entry)
-    return {normalise(text) for text in (name, *config.get("aliases", ()))}
+@cache
+def _written_names() -> dict[str, str]:
+    """The catalogue name behind every name and alias, as its file writes it."""
+    entries = catalogue.files("models").items()
+    return {text: name for name, entry in entries for text in (name, *_json(entry).get("aliases", ()))}
 
 
 def _read(path: Path, name: str) -> Transformer:
