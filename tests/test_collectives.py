@@ -206,6 +206,25 @@ def test_a_switch_that_reduces_halves_the_bytes_of_a_ring() -> None:
     assert max(ring.edge_bytes.values()) == pytest.approx(2 * 7 / 8 * 8 * MIB)
 
 
+@pytest.mark.parametrize("software", ["nccl", "custom"])
+def test_a_new_generation_of_a_machine_reduces_as_its_elder_did(software: str) -> None:
+    """Constants are those of the link kind: within a node a B300 is as a B200, and an MI355X has its links' speed beside."""
+
+    def times(name: str) -> list[CollectiveTime]:
+        group = Communicator(load_topology(name, {}), [f"n0.g{i}" for i in range(4)], software)
+        return [group.time("all_reduce", size) for size in (16 * 1024, 16 * MIB)]
+
+    b200, b300, gb200, gb300, mi300x, mi355x = (
+        times(name)
+        for name in ("hgx-b200", "hgx-b300", "gb200-nvl72", "gb300-nvl72", "mi300x-platform", "mi355x-platform")
+    )
+    assert [time.time_s for time in b300] == [time.time_s for time in b200]
+    assert [time.time_s for time in gb300] == [time.time_s for time in gb200]
+    for new, old in zip(mi355x, mi300x, strict=True):
+        assert (new.algorithm, new.latency_s) == (old.algorithm, old.latency_s)
+        assert old.bandwidth_s / new.bandwidth_s == pytest.approx(76.8 / 64)
+
+
 def test_point_to_point_machines_use_all_their_links() -> None:
     mi300x = wires(load_topology("mi300x-platform", {})).time("all_reduce", 448 * 10**6, "ring")
     assert mi300x.bandwidth_s == pytest.approx(7.2 / 7 * 2 * 7 / 8 * 448e6 / (7 * 64e9))

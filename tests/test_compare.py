@@ -160,7 +160,8 @@ def test_a_slow_gpu_costs_what_the_sound_group_would_have_saved() -> None:
 @pytest.mark.parametrize(
     ("topology", "kind", "rate_bytes_per_s"),
     [("dgx-h100", "nvlink4", 450e9), ("dgx-a100", "nvlink3", 300e9), ("gb200-nvl72", "nvlink5", 900e9),
-     ("pcie-box-l40s", "nvlink3", 300e9), ("dgx-1-v100", "nvlink2", 150e9), ("mi300x-platform", "infinity_fabric", 448e9)],
+     ("pcie-box-l40s", "nvlink3", 300e9), ("dgx-1-v100", "nvlink2", 150e9), ("mi300x-platform", "infinity_fabric", 448e9),
+     ("hgx-b300", "nvlink5", 900e9), ("mi355x-platform", "infinity_fabric", 537.6e9)],
 )  # fmt: skip
 def test_the_twin_joins_the_same_gpus_by_one_switch(topology: str, kind: str, rate_bytes_per_s: float) -> None:
     deployment = Deployment.of(scenario(topology).with_overrides(SMALL))

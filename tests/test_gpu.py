@@ -38,6 +38,42 @@ def test_the_h100_is_the_h100() -> None:
     assert gpu.fitted_on == "h100-sxm"
 
 
+SPELLINGS = {
+    "a10": ["NVIDIA A10", "A10-24GB"],
+    "a30": ["A30"],
+    "a40": ["NVIDIA A40", "A40-48GB"],
+    "a100-pcie-40gb": ["A100-PCIe-40GB", "NVIDIA A100-PCIE-40GB"],
+    "a100-pcie-80gb": ["NVIDIA A100 80GB PCIe"],
+    "a100-sxm-40gb": ["A100-SXM4-40GB"],
+    "a100-sxm-80gb": ["NVIDIA A100-SXM4-80GB", "NVIDIA_A100-SXM4-80GB"],
+    "b200-sxm": ["B200-180GB", "B200-SXM-192GB", "NVIDIA B200"],
+    "b300-sxm": ["B300-SXM", "NVIDIA B300", "NVIDIA B300 SXM6 AC", "B300-SXM-288GB"],
+    "gb200": ["GB200-NVL72", "NVIDIA GB200"],
+    "gb300": ["GB300", "GB300-NVL72", "NVIDIA GB300"],
+    "gh200-96gb": ["GH200-96GB", "NVIDIA GH200 480GB"],
+    "gh200-144gb": ["GH200 144GB", "NVIDIA GH200 144G HBM3e"],
+    "h100-nvl": ["H100-NVL-94GB", "NVIDIA H100 NVL"],
+    "h100-pcie": ["H100-PCIe-80GB", "NVIDIA H100 PCIe"],
+    "h100-sxm": ["H100 (8x node)", "H100-SXM5-80GB", "NVIDIA_H100_80GB_HBM3"],
+    "h200-nvl": ["H200-NVL-141GB", "NVIDIA H200 NVL"],
+    "l4": ["NVIDIA L4", "L4-24GB"],
+    "l40": ["NVIDIA L40", "L40-48GB"],
+    "l40s": ["L40S-48GB"],
+    "mi300x": ["AMD MI300X", "MI300X-192GB", "AMD_Instinct_MI300X_OAM"],
+    "mi325x": ["MI325X-256GB", "AMD Instinct MI325X"],
+    "mi350x": ["MI350X", "AMD Instinct MI350X"],
+    "mi355x": ["MI355X", "AMD Instinct MI355X", "MI355X-288GB"],
+    "rtx-3090": ["RTX 3090", "NVIDIA GeForce RTX 3090"],
+    "rtx-4090": ["RTX 4090", "NVIDIA GeForce RTX 4090"],
+    "rtx-5090": ["RTX 5090", "NVIDIA GeForce RTX 5090"],
+    "rtx-6000-ada": ["RTX 6000 Ada", "NVIDIA RTX 6000 Ada Generation"],
+    "rtx-a6000": ["A6000", "NVIDIA RTX A6000"],
+    "t4": ["Tesla T4", "NVIDIA T4"],
+    "v100-sxm-32gb": ["Tesla V100-SXM2-32GB"],
+}
+"""By the catalogue's name: as benchmarks, drivers and engines write it."""
+
+
 @pytest.mark.parametrize(
     ("written", "name"),
     [
@@ -57,10 +93,16 @@ def test_the_h100_is_the_h100() -> None:
         ("B200", "b200-sxm"),
         ("L40S", "l40s"),
         ("AMD Instinct MI300X", "mi300x"),
+        *[(written, name) for name, spellings in SPELLINGS.items() for written in spellings],
     ],
 )
 def test_names_people_write(written: str, name: str) -> None:
     assert load_gpu(written).name == name
+
+
+def test_no_spelling_names_two_gpus() -> None:
+    names = [(gpu_module._normal(text), key) for key in gpu_names() for text in [key, *gpu_module._read(key).aliases]]
+    assert len(dict(names)) == len(set(names))
 
 
 def test_an_unknown_gpu_is_refused_with_the_nearest_name() -> None:
@@ -79,8 +121,8 @@ def test_every_gpu_of_the_published_measurements_is_known() -> None:
                 load_gpu(row["gpu"])
             except InputError:
                 unknown.add(row["gpu"])
-    # a class of cards, clusters named by architecture, and a GPU that is not in the catalogue
-    assert {name for name in unknown if not name.startswith(("SM90", "SM100", "80GB class"))} <= {"B300-SXM"}
+    # a class of cards, and clusters named by architecture
+    assert {name for name in unknown if not name.startswith(("SM90", "SM100", "80GB class"))} == set()
 
 
 def test_a_gpu_without_measurements_takes_what_all_share() -> None:

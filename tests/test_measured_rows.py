@@ -11,7 +11,7 @@ from sim.studies.kernel_rows import kernel_prediction
 from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_harness import preset_name
 from sim.studies.measured_rows import COLUMNS, MeasuredRow, read_rows, tokens
-from sim.studies.measured_scenarios import Case, cases_of
+from sim.studies.measured_scenarios import Case, cases_of, precision_of
 from sim.studies.validate import run_case
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.csv"
@@ -210,12 +210,33 @@ def test_tensorrt_llm_admits_only_what_fits_at_full_length():
     [
         ("A100-SXM4-80GB", "dgx-a100"), ("H100-SXM-80GB", "dgx-h100"), ("H200-SXM-141GB", "dgx-h200"),
         ("B200-180GB", "hgx-b200"), ("L40S", "pcie-box-l40s"), ("MI300X", "mi300x-platform"), ("H100-PCIe", "pcie-box-l40s"),
+        ("B300-SXM", "hgx-b300"), ("GB300", "gb300-nvl72"), ("MI355X", "mi355x-platform"), ("MI350X", "mi355x-platform"),
+        ("MI325X", "mi300x-platform"), ("H200-NVL-141GB", "pcie-box-h200-nvl"), ("RTX 5090", "rtx-5090-box"),
+        ("RTX 3090", "rtx-4090-box"), ("T4", "pcie-box-t4"), ("A10", "pcie-box-l40s"), ("A10G", "pcie-box-a10g"),
+        ("RTX A6000", "pcie-box-l40s"), ("A40", "pcie-box-l40s"),
     ],
 )  # fmt: skip
 def test_every_gpu_stands_in_its_machine(gpu: str, topology: str):
     scenario = case(gpu=gpu).scenario
     assert scenario is not None
     assert scenario["cluster"]["topology"] == topology
+
+
+@pytest.mark.parametrize("gpu", ["B200", "B300-SXM", "GB200", "GB300-NVL72", "MI350X", "MI355X"])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_a_node_of_any_number_of_gpus_is_simulated(gpu: str, count: int):
+    """Of a rack, as many trays as the GPUs need."""
+    scenario = case(
+        gpu=gpu, gpus=count, tensor=str(count), load="batch=1", isl="128", osl="2", precision="FP8"
+    ).scenario
+    assert scenario is not None
+    assert scenario["deployment"]["tensor_parallel_size"] == count
+    assert simulate(Scenario.from_dict(scenario)).status == "done"
+
+
+def test_four_bits_are_each_vendors_own():
+    words = {gpu: precision_of(row(gpu=gpu, precision="FP4", engine="vllm 0.12.0"))[0] for gpu in ("B300", "MI355X")}
+    assert words == {"B300": "nvfp4", "MI355X": "mxfp4"}
 
 
 @pytest.mark.parametrize(

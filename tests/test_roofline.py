@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.cost import attention_fits, fits
+from sim.cost.attention_software import attention_software, softmax_s
 from sim.cost.formats import KV_BYTES, WEIGHT_BYTES
 from sim.cost.kernels import KernelTime
 from sim.cost.roofline import Roofline
@@ -191,6 +192,37 @@ def test_a_format_the_gpu_cannot_multiply_is_unpacked_to_bf16() -> None:
     assert fits.arithmetic(load_gpu("b200-sxm"), "nvfp4") == "fp4"
     bf16, fp8 = (Roofline(a100).gemm(8192.0, 8192, 8192, dtype).total_s for dtype in ("bf16", "fp8"))
     assert fp8 == pytest.approx(bf16, rel=0.02)
+
+
+def test_each_vendor_multiplies_its_own_four_bits() -> None:
+    """Blackwell nvfp4, CDNA 4 mxfp4; the other's is unpacked."""
+    for name, own, other in (("b300-sxm", "nvfp4", "mxfp4"), ("mi355x", "mxfp4", "nvfp4")):
+        gpu = load_gpu(name)
+        assert fits.peak_flops_per_s(gpu, own) > 3.9 * fits.peak_flops_per_s(gpu, "bf16")
+        assert fits.arithmetic(gpu, other) == "bf16"
+        fp8, four_bits, unpacked = (Roofline(gpu).gemm(8192.0, 8192, 8192, d).total_s for d in ("fp8", own, other))
+        assert four_bits < fp8 < unpacked
+        assert fits.expert_arithmetic(gpu, "mxfp4") == "fp8"
+
+
+@pytest.mark.parametrize(("name", "elder"), [("b300-sxm", "b200-sxm"), ("gb300", "gb200"), ("h200-nvl", "h200-sxm")])
+def test_a_gpu_of_the_same_silicon_takes_its_time_by_its_datasheet(name: str, elder: str) -> None:
+    new, old = load_gpu(name), load_gpu(elder)
+    assert attention_software(new) == attention_software(old)
+    bandwidth, peak = new.hbm_bytes_per_s / old.hbm_bytes_per_s, new.flops_per_s["bf16"] / old.flops_per_s["bf16"]
+    for dtype in ("bf16", "fp8_block"):
+        for tokens, faster in ((1.0, bandwidth), (16384.0, peak)):
+            mine, its = (Roofline(gpu).gemm(tokens, 16384, 16384, dtype) for gpu in (new, old))
+            assert (its.memory_s + its.compute_s) / (mine.memory_s + mine.compute_s) == pytest.approx(faster, rel=0.04)
+
+
+def test_more_exponentials_make_attention_faster_but_not_its_products() -> None:
+    ultra, blackwell = load_gpu("b300-sxm"), load_gpu("b200-sxm")
+    assert softmax_s(ultra) / softmax_s(blackwell) == pytest.approx((1 / 32 + 6 / 128) / (1 / 16 + 6 / 128))
+    mine, its = (
+        Roofline(gpu).prefill_attention(16384.0, 0.0, 32, 8, 128, "bf16").total_s for gpu in (ultra, blackwell)
+    )
+    assert 0.8 < mine / its < 0.9
 
 
 def test_fp8_pays_for_quantising_its_input() -> None:

@@ -9,14 +9,16 @@ import pytest
 
 from sim import catalogue
 from sim.errors import InputError
+from sim.hardware.gpu import load_gpu
 from sim.hardware.nvidia_smi import read_topo_matrix
 from sim.hardware.topology import build_topology, load_topology
+from sim.hardware.topology_language import DIRECT_KINDS
 from sim.hardware.topology_summary import summarise
 
 NAMES = [
     "cloud-h100-100gbe", "cloud-h100-10gbe", "cloud-h100-25gbe", "dgx-1-v100", "dgx-a100", "dgx-h100", "dgx-h200",
-    "fat-tree-oversubscribed", "gb200-nvl72", "hgx-b200", "mi300x-platform", "pcie-box-a10g", "pcie-box-l40s",
-    "rail-leaf-spine", "rtx-4090-box",
+    "fat-tree-oversubscribed", "gb200-nvl72", "gb300-nvl72", "hgx-b200", "hgx-b300", "mi300x-platform", "mi355x-platform",
+    "pcie-box-a10g", "pcie-box-h200-nvl", "pcie-box-l40s", "pcie-box-t4", "rail-leaf-spine", "rtx-4090-box", "rtx-5090-box",
 ]  # fmt: skip
 
 
@@ -94,6 +96,31 @@ def test_an_nvl72_rack_is_one_nvlink_domain_and_two_racks_are_two() -> None:
     racks = load_topology("gb200-nvl72", {"nodes": 36})
     assert racks.domain("n0.g0") == racks.domain("n17.g3") != racks.domain("n18.g0")
     assert racks.route("n0.g0", "n18.g0").kind == "infiniband"
+
+
+def test_a_blackwell_ultra_node_reaches_the_network_past_its_host() -> None:
+    """Host links of 64 GB/s would hold back NICs of 100."""
+    pair, trays = load_topology("hgx-b300", {"nodes": 2}), load_topology("gb300-nvl72", {"nodes": 36})
+    assert [b for _, b in pair.path("n0.g3", "n1.g3")] == ["n0.sw3", "n0.nic3", "leaf3", "n1.nic3", "n1.sw3", "n1.g3"]
+    assert [b for _, b in trays.path("n0.g3", "n18.g3")] == ["n0.nic3", "leaf3", "spine", "leaf7", "n18.nic3", "n18.g3"]
+    for cluster, far in ((pair, "n1.g3"), (trays, "n18.g3")):
+        assert cluster.route("n0.g3", far).bandwidth_bytes_per_s == 100e9
+        assert cluster.route("n0.g3", "n0.g0").bandwidth_bytes_per_s == 900e9
+
+
+def test_four_bridged_cards_are_a_domain_of_their_own() -> None:
+    box = load_topology("pcie-box-h200-nvl", {})
+    assert box.domain("n0.g0") == box.domain("n0.g3") != box.domain("n0.g4")
+    assert box.route("n0.g0", "n0.g3").bandwidth_bytes_per_s == 150e9
+    assert box.route("n0.g3", "n0.g4").kind in ("pcie5", "socket")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("cloud")])
+def test_a_gpu_has_the_direct_links_that_its_datasheet_prints(name: str) -> None:
+    machine = load_topology(name, {})
+    out = machine.graph.out_edges(machine.gpus[0], data=True)
+    direct = sum(data["bandwidth_bytes_per_s"] for _, _, data in out if data["kind"] in DIRECT_KINDS)
+    assert direct == pytest.approx(load_gpu(machine.gpu_kind[machine.gpus[0]]).link_bytes_per_s)
 
 
 def test_host_memory_is_reached_over_pcie() -> None:
@@ -289,8 +316,11 @@ def test_nvidia_smi_of_an_older_driver_names_the_network_device() -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "kind", "rate"),
-    [("v100-sxm-32gb", "nvlink2", 450e9), ("a100-sxm-80gb", "nvlink3", 450e9), ("b200-sxm", "nvlink5", 900e9)],
-)
+    [
+        ("v100-sxm-32gb", "nvlink2", 450e9), ("a100-sxm-80gb", "nvlink3", 450e9), ("b200-sxm", "nvlink5", 900e9),
+        ("b300-sxm", "nvlink5", 900e9), ("rtx-a6000", "nvlink3", 18 * 14.0625e9),
+    ],
+)  # fmt: skip
 def test_generations_are_those_of_the_gpu(gpu: str, kind: str, rate: float) -> None:
     route = build_topology(read_topo_matrix(HGX, gpu), {}, "imported").route("n0.g0", "n0.g1")
     assert (route.kind, route.bandwidth_bytes_per_s) == (kind, rate)

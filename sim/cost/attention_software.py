@@ -49,6 +49,8 @@ FP32_LANES = {70: 64.0, 75: 64.0, 80: 64.0}
 """FP32 results a cycle and SM where that is not 128 (CUDA C++ programming guide, throughput of arithmetic instructions)."""
 EXPONENTIALS_A_CYCLE = 16.0
 """Of the special-function units of one SM (same table)."""
+MORE_EXPONENTIALS = {103: 2 * EXPONENTIALS_A_CYCLE}
+"""Where they do more (NVIDIA's blog, Inside NVIDIA Blackwell Ultra: 10.7e12 exponentials a second, 5e12 on Blackwell)."""
 SOFTMAX_INSTRUCTIONS = 6.0
 """FP32 instructions of one score beside its exponential: scale and shift, maximum, sum, conversion, rescaling."""
 
@@ -62,5 +64,6 @@ def attention_software(gpu: Gpu) -> AttentionSoftware:
 
 def softmax_s(gpu: Gpu) -> float:
     """Seconds of one score's softmax on the whole GPU, with all units busy."""
-    cycles = 1 / EXPONENTIALS_A_CYCLE + SOFTMAX_INSTRUCTIONS / FP32_LANES.get(gpu.sm_version, 128.0)
+    exponentials = MORE_EXPONENTIALS.get(gpu.sm_version, EXPONENTIALS_A_CYCLE)
+    cycles = 1 / exponentials + SOFTMAX_INSTRUCTIONS / FP32_LANES.get(gpu.sm_version, 128.0)
     return cycles / (gpu.sm_count * gpu.boost_hz)

@@ -71,8 +71,10 @@ def expert_flops_per_s(gpu: Gpu, dtype: str) -> float:
 
 def expert_arithmetic(gpu: Gpu, dtype: str) -> str:
     """The arithmetic of experts in `dtype`: where tensor cores take 4-bit operands, engines multiply mxfp4 weights by mxfp8
-    activations, at the rate of fp8 (vLLM's recipe for gpt-oss on Blackwell; the default of SGLang and TensorRT-LLM)."""
-    return "fp8" if dtype == "mxfp4" and "fp4" in gpu.flops_per_s else arithmetic(gpu, dtype)
+    activations, at the rate of fp8 (vLLM's recipe for gpt-oss on Blackwell; the default of SGLang and TensorRT-LLM; on CDNA 4
+    assumed alike)."""
+    takes_4_bits = not gpu.flops_per_s.keys().isdisjoint(("fp4", "mxfp4"))
+    return "fp8" if dtype == "mxfp4" and takes_4_bits else arithmetic(gpu, dtype)
 
 
 def expert_activation_bytes(gpu: Gpu, dtype: str) -> float:

@@ -21,8 +21,9 @@ WEIGHT_BYTES: Mapping[str, float] = {
 }
 """Bytes of one weight with its scales; a quantised activation has the same, a weight-only format keeps bf16 ones."""
 
-ARITHMETIC: Mapping[str, str] = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4"}
-"""Formats with a tensor-core rate of their own; the others multiply in bf16."""
+ARITHMETIC: Mapping[str, str] = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "mxfp4": "mxfp4"}
+"""Formats with a tensor-core rate of their own; the others multiply in bf16. 'fp4' is NVIDIA's tensor cores, 'mxfp4' is AMD's, of
+CDNA 4: engines multiply mxfp4 there, and on NVIDIA's unpack it but in experts (sim/cost/fits.py)."""
 
 KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 

@@ -53,7 +53,7 @@ class Gpu:
     """What CUDA or HIP shows as total: the `engine` accounting."""
     hbm_bytes_per_s: float
     flops_per_s: Mapping[str, float]
-    """Dense tensor peak, no sparsity, by arithmetic: bf16, fp8, int8, fp4."""
+    """Dense tensor peak, no sparsity, by arithmetic: bf16, fp8, int8, fp4 (NVIDIA's) or mxfp4 (AMD's)."""
     sm_count: int
     """Streaming multiprocessors, or compute units on AMD."""
     sm_version: int
@@ -149,7 +149,9 @@ def load_gpu(name: str) -> Gpu:
 
 def _normal(name: str) -> str:
     """`name` without case, vendor and punctuation: "NVIDIA A100-SXM4-80GB" -> "a100sxm480gb"."""
-    return re.sub(r"[^a-z0-9]", "", re.sub(r"\b(nvidia|amd|instinct|geforce|tesla)\b", "", name.lower()))
+    return re.sub(
+        r"[^a-z0-9]", "", re.sub(r"\b(nvidia|amd|instinct|geforce|tesla)\b", "", name.lower().replace("_", " "))
+    )
 
 
 @lru_cache(maxsize=1)

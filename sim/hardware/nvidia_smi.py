@@ -13,6 +13,8 @@ from sim.units import parse
 _WHERE = "nvidia-smi topo -m"
 _LINK_RATE = {"nvlink2": "25 GB/s", "nvlink3": "25 GB/s", "nvlink4": "25 GB/s", "nvlink5": "50 GB/s"}
 """One NVLink, one direction: NVIDIA V100, A100, H100 and Blackwell whitepapers."""
+_LINK_RATE_OF_SM = {86: "14.0625 GB/s"}
+"""Where the same generation is slower: NVIDIA Ampere GA102 whitepaper (A40, RTX A6000, RTX 3090)."""
 _MOST_LINKS = 18
 """No GPU has more NVLinks (H100, B200): more than that to all peers together means that a switch stands between."""
 _PCIE_RATE = {"pcie3": "16 GB/s", "pcie4": "32 GB/s", "pcie5": "64 GB/s", "pcie6": "128 GB/s"}
@@ -57,7 +59,8 @@ def read_topo_matrix(text: str, gpu: str, nvlink: str | None = None, pcie: str |
         components["nic"] = {"type": "nic", "count": len(nics)}
     if switches:
         components["sw"] = {"type": "pcie_switch", "count": len(switches)}
-    links = _nvlinks(matrix, gpus, nvlink, components)
+    rate = _LINK_RATE_OF_SM.get(kind.sm_version, _LINK_RATE[nvlink])
+    links = _nvlinks(matrix, gpus, nvlink, rate, components)
     links += _pcie_links(gpus, nics, switches, sockets, pcie)
     return {
         "name": "imported-node",
@@ -127,7 +130,7 @@ def _groups(matrix: dict[str, dict[str, str]], near: tuple[str, ...]) -> list[li
 
 
 def _nvlinks(
-    matrix: dict[str, dict[str, str]], gpus: list[str], nvlink: str, components: dict[str, Any]
+    matrix: dict[str, dict[str, str]], gpus: list[str], nvlink: str, rate: str, components: dict[str, Any]
 ) -> list[dict[str, Any]]:
     counts = {
         (i, j): int(matrix[a][b][2:])
@@ -135,7 +138,7 @@ def _nvlinks(
         for j, b in enumerate(gpus)
         if i < j and matrix[a][b].startswith("NV")
     }
-    common = {"kind": nvlink, "bandwidth": _LINK_RATE[nvlink]}
+    common = {"kind": nvlink, "bandwidth": rate}
     everywhere = len(counts) == len(gpus) * (len(gpus) - 1) // 2 and len(set(counts.values())) == 1
     if everywhere and counts[0, 1] * (len(gpus) - 1) > _MOST_LINKS:
         components["nvs"] = {"type": "nvswitch", "in_network_reduction": nvlink in ("nvlink4", "nvlink5")}

@@ -8,6 +8,7 @@ from typing import Any
 
 from sim.engine.versions import newer_than_known
 from sim.errors import InputError, TwoWallsError
+from sim.hardware.gpu import load_gpu
 from sim.studies.load_forms import Load, parse_load
 from sim.studies.measured_deployments import cluster_of, deployment_of
 from sim.studies.measured_harness import Harness, harness_of
@@ -147,6 +148,8 @@ def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str,
     text = row.precision.lower()
     own = re.split(r"[\s(,/]", re.sub(r"_e4m3fn|_block", "", text))[0]
     weights = WEIGHTS.get(own)
+    if own == "fp4" and load_gpu(row.gpu).vendor == "AMD":
+        weights = "mxfp4"  # NVIDIA's own format is the other
     if weights is None and own not in ("", "unknown", "mixed"):
         raise InputError("precision", f"got '{row.precision}'", "known: " + ", ".join(WEIGHTS))
     if weights is None:
