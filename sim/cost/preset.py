@@ -209,6 +209,10 @@ TRTLLM_LAUNCH = ((1, 0), 0.3e-3)
 """(version before which, host time to launch a layer) of TensorRT-LLM's PyTorch backend. Assumed, near that of the other engines:
 0.57 ms was seen on iterations with prompts of 1.0.0rc3 behind its server, and no row at hand tells of decodes without graphs;
 those of v0.20's own tables, as remembered, would be a third slower with it than they are."""
+TRTLLM_FUSES_SINCE = (1, 0, 1)
+"""Before this version (the release, not its candidates) TensorRT-LLM's PyTorch backend quantises activations by kernels of their
+own: with FP8 prompts, iterations of 1.0.0rc3 take some 12 % longer than their products, on one to eight GPUs alike; in bf16 they
+do not, nor do those of v1.0 in FP8."""
 CPP_ALL_REDUCE_SINCE = (0, 6)
 """TensorRT-LLM has an all-reduce of its own from this version on; TurboMind 0.1 and FasterTransformer, where both come from, had
 NCCL's only."""
@@ -243,9 +247,9 @@ def preset_for(
         factors: on its times, by field, as a calibration found them.
     """
     preset = PRESETS[name]
-    match = re.match(r"v?(\d+)\.(\d+)", version or "")
+    match = re.match(r"v?(\d+)\.(\d+)(.*)", version or "")
     if match is not None:
-        preset = _in_version(preset, (int(match[1]), int(match[2])))
+        preset = _in_version(preset, (int(match[1]), int(match[2]), int("rc" not in match[3])))
     scaled = {field: getattr(preset, field) * factor for field, factor in (factors or {}).items()}
     preset = replace(preset, **scaled)
     if not cuda_graphs:
@@ -253,13 +257,15 @@ def preset_for(
     return preset.over_http if api_server else preset.in_process
 
 
-def _in_version(preset: EnginePreset, version: tuple[int, int]) -> EnginePreset:
-    """`preset` as an older version was."""
+def _in_version(preset: EnginePreset, version: tuple[int, int, int]) -> EnginePreset:
+    """`preset` as it was in `version`: major, minor, and 1 if released, 0 for a candidate."""
     if preset.name == "vllm" and version < ASYNC_SINCE:
         return replace(preset, async_scheduling=False)
     if preset.name == "trtllm":
         if version < TRTLLM_SERVER[0]:
             preset = replace(preset, server_token_s=TRTLLM_SERVER[1])
+        if version < TRTLLM_FUSES_SINCE:
+            preset = replace(preset, fused_quantisation=False)
         return replace(preset, launch_layer_s=TRTLLM_LAUNCH[1]) if version < TRTLLM_LAUNCH[0] else preset
     if preset.name == "trtllm-cpp":
         if version < CPP_ALL_REDUCE_SINCE:

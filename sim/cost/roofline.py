@@ -49,7 +49,8 @@ class Roofline:
         gpu: with fitted constants; a dtype nobody measured on it or its relatives takes those of bf16.
         ideal: printed peaks, the larger of compute and memory time, no fixed cost and no quantisation kernel.
         fused_quantisation: scales are known in advance (TensorRT-LLM): no quantisation kernel, no partial sums to scale, and
-            the best of the kernels measured, for such an engine tries them all when it is built.
+            the best of the kernels measured, for such an engine tries them all when it is built. Not with a scale a block,
+            which is that of the block's own largest element.
         fp8_attention: decode attention over an fp8 cache, in time of the measured kernels.
         tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
             was measured on this GPU.
@@ -83,7 +84,7 @@ class Roofline:
         """out[m, n] = in[m, k] x weights[k, n], with the kernel that quantises the activation where there is one."""
         own = dtype if fits.arithmetic(self.gpu, dtype) != "bf16" else "bf16"
         c = self.constants("gemm", own)
-        if self.fused_quantisation and not self.ideal:
+        if self.fused_quantisation and not self.ideal and own != "fp8_block":
             static = {"quantise_row_s": 0.0, "quantise": float("inf"), "tuned": 1.0}
             c = {**c, **static, "compute": self._best_compute(own)}
         if self.tuned_reads and not self.ideal and own == dtype:

@@ -35,8 +35,10 @@ CYCLED_PROMPTS = 100
 CLIENT_S = 10e-3
 """Constant part of TTFT in the AIC rows beyond what the same engines show with other load generators; set by hand."""
 PAUSE_S = 10e-3
-"""Mean time of a load generator between an answer and the same user's next request; set by hand to the AIC rows. Without it
-users who once were answered in the same iteration would send their requests together for ever."""
+"""Mean time of a load generator between an answer and the same user's next request; set by hand to the AIC rows of vLLM. Without
+it users who once were answered in the same iteration would send their requests together for ever."""
+TRTLLM_PAUSE_S = 1e-3
+"""The same before TensorRT-LLM, half a year earlier: with more, each prompt finds more of those before it still waiting."""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,9 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
     engine = found.engine
     version = re.search(r"(\d+\.\d+[\w.]*)", row.engine)
     engine["version"] = version[1] if version and found.preset != "ideal" else None
+    if found.preset == "vllm" and "nightly" in words and version is None:
+        engine["async_scheduling"] = False
+        found.notes.append("a nightly build of vLLM's own dashboard: from before it scheduled asynchronously by default")
     if load.kind == "closed_loop":
         _closed_loop(found, row, load, words)
     if found.preset.startswith("trtllm") and load.kind in ("burst", "poisson"):
@@ -130,7 +135,8 @@ def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> No
     engine = found.engine
     nvidia = row.id.startswith("aic")
     engine["max_num_seqs"] = load.count if nvidia else max(load.count, 256)
-    found.num_requests, found.pause_s = 10 * load.count, PAUSE_S
+    found.num_requests = 10 * load.count
+    found.pause_s = TRTLLM_PAUSE_S if found.preset.startswith("trtllm") else PAUSE_S
     if found.preset == "sglang":
         # prompts go before decodes, so whoever arrives late catches up, and users stay in step whatever happens
         engine["scheduler"] = "prefill_first"
