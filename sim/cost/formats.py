@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from sim.errors import InputError, nearest
 
@@ -24,6 +25,13 @@ WEIGHT_BYTES: Mapping[str, float] = {
 ARITHMETIC: Mapping[str, str] = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "mxfp4": "mxfp4"}
 """Formats with a tensor-core rate of their own; the others multiply in bf16. 'fp4' is NVIDIA's tensor cores, 'mxfp4' is AMD's, of
 CDNA 4: engines multiply mxfp4 there, and on NVIDIA's unpack it but in experts (sim/cost/fits.py)."""
+
+Quantisation = Literal["dynamic", "static", "fused", "none"]
+"""How an activation comes into its format. dynamic: a kernel looks for the largest element of each token, and partial sums are
+scaled. static: scales are known in advance, and a kernel passes over the activations. fused: known, the kernel that writes them
+quantises them, and the engine tried its kernels when it was built (TensorRT-LLM). none: they come quantised (a bare kernel)."""
+STATIC_SCALES = frozenset({"fp8", "nvfp4"})
+"""Formats whose scales may be known in advance; that of a block is of its own largest element."""
 
 KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 

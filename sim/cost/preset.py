@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cost.formats import Quantisation
 from sim.cost.vector_attention import VectorAttention
 from sim.hardware.gpu import Gpu
 
@@ -62,8 +63,8 @@ class EnginePreset:
     """Clock that a GPU keeps under hours of prompt processing over the one its kernels were measured at in short bursts:
     what waits for the tensor cores takes that much longer. Fits of four engines gave 0.80 to 0.93 (docs/validation.md). An
     A100 keeps its clock (`clock_on`)."""
-    fused_quantisation: bool = False
-    """Activations are quantised by the kernel that writes them, with scales known in advance, not by one of their own."""
+    quantisation: Quantisation = "dynamic"
+    """Of activations, unless the checkpoint brings their scales."""
     fp8_attention: float = 1.0
     """Decode attention over an fp8 cache, in time of the measured kernels (vLLM's): an engine's own may be faster,
     but never reads its cache faster than the HBM gives it: a small share stands for kernels that HBM alone limits."""
@@ -154,7 +155,7 @@ PRESETS: dict[str, EnginePreset] = {
         software="custom",
         graph_sizes=vllm_graph_sizes(),
         launch_layer_s=0.57e-3,
-        fused_quantisation=True,
+        quantisation="fused",
         fp8_attention=0.35,
         source="AIC rows of 1.0.0rc3 on H100: the host from Llama-3.1-8B over eight GPUs, launching from short prompts",
     ),
@@ -172,7 +173,7 @@ PRESETS: dict[str, EnginePreset] = {
         graph_sizes=(),
         launch_layer_s=40e-6,
         sustained_clock=0.9,
-        fused_quantisation=True,
+        quantisation="fused",
         fp8_attention=0.35,
         vector_attention=VectorAttention(12.0, None),
         sliding_windows=False,
@@ -210,9 +211,9 @@ TRTLLM_LAUNCH = ((1, 0), 0.3e-3)
 0.57 ms was seen on iterations with prompts of 1.0.0rc3 behind its server, and no row at hand tells of decodes without graphs;
 those of v0.20's own tables, as remembered, would be a third slower with it than they are."""
 TRTLLM_FUSES_SINCE = (1, 0, 1)
-"""Before this version (the release, not its candidates) TensorRT-LLM's PyTorch backend quantises activations by kernels of their
-own: with FP8 prompts, iterations of 1.0.0rc3 take some 12 % longer than their products, on one to eight GPUs alike; in bf16 they
-do not, nor do those of v1.0 in FP8."""
+"""Before this version (the release, not its candidates) TensorRT-LLM's PyTorch backend is taken to quantise activations by
+kernels of their own, and to take its kernels untried: with FP8 prompts, iterations of 1.0.0rc3 take 7 to 10 % longer than without,
+on one to eight GPUs alike; in bf16 they do not, nor do those of v1.0 in FP8."""
 CPP_ALL_REDUCE_SINCE = (0, 6)
 """TensorRT-LLM has an all-reduce of its own from this version on; TurboMind 0.1 and FasterTransformer, where both come from, had
 NCCL's only."""
@@ -265,7 +266,7 @@ def _in_version(preset: EnginePreset, version: tuple[int, int, int]) -> EnginePr
         if version < TRTLLM_SERVER[0]:
             preset = replace(preset, server_token_s=TRTLLM_SERVER[1])
         if version < TRTLLM_FUSES_SINCE:
-            preset = replace(preset, fused_quantisation=False)
+            preset = replace(preset, quantisation="static")
         return replace(preset, launch_layer_s=TRTLLM_LAUNCH[1]) if version < TRTLLM_LAUNCH[0] else preset
     if preset.name == "trtllm-cpp":
         if version < CPP_ALL_REDUCE_SINCE:

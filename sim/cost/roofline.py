@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
-from sim.cost.formats import kv_bytes
+from sim.cost.formats import STATIC_SCALES, Quantisation, kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu
@@ -48,9 +48,7 @@ class Roofline:
     Args:
         gpu: with fitted constants; a dtype nobody measured on it or its relatives takes those of bf16.
         ideal: printed peaks, the larger of compute and memory time, no fixed cost and no quantisation kernel.
-        fused_quantisation: scales are known in advance (TensorRT-LLM): no quantisation kernel, no partial sums to scale, and
-            the best of the kernels measured, for such an engine tries them all when it is built. Not with a scale a block,
-            which is that of the block's own largest element.
+        quantisation: of activations in fp8 (`Quantisation`).
         fp8_attention: decode attention over an fp8 cache, in time of the measured kernels.
         tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
             was measured on this GPU.
@@ -60,13 +58,13 @@ class Roofline:
         self,
         gpu: Gpu,
         ideal: bool = False,
-        fused_quantisation: bool = False,
+        quantisation: Quantisation = "dynamic",
         fp8_attention: float = 1.0,
         tuned_reads: bool = False,
     ) -> None:
         self.gpu = gpu
         self.ideal = ideal
-        self.fused_quantisation = fused_quantisation
+        self.quantisation = quantisation
         self.fp8_attention = fp8_attention
         self.tuned_reads = tuned_reads
 
@@ -84,12 +82,21 @@ class Roofline:
         """out[m, n] = in[m, k] x weights[k, n], with the kernel that quantises the activation where there is one."""
         own = dtype if fits.arithmetic(self.gpu, dtype) != "bf16" else "bf16"
         c = self.constants("gemm", own)
-        if self.fused_quantisation and not self.ideal and own != "fp8_block":
-            static = {"quantise_row_s": 0.0, "quantise": float("inf"), "tuned": 1.0}
-            c = {**c, **static, "compute": self._best_compute(own)}
+        if not self.ideal:
+            c = {**c, **self._quantised(own)}
         if self.tuned_reads and not self.ideal and own == dtype:
             c = {**c, "memory": self._best_memory()}
         return fits.gemm(c, self.gpu, m, n, k, dtype)
+
+    def _quantised(self, dtype: str) -> Constants:
+        """What of a product's constants is not as measured: in vLLM, whose kernels find the scales of activations themselves."""
+        if self.quantisation == "none" or (self.quantisation == "fused" and dtype in STATIC_SCALES):
+            free = {"quantise_row_s": 0.0, "quantise": float("inf")}
+            return {**free, "tuned": 1.0, "compute": self._best_compute(dtype)}
+        if self.quantisation == "static" and dtype == "fp8":
+            streamed = self.constants("elementwise", "bf16")["memory"] * self.gpu.hbm_bytes_per_s
+            return {"quantise_row_s": 0.0, "quantise": streamed / fits.cycles_per_s(self.gpu)}
+        return {}
 
     def _best_memory(self) -> float:
         """Share of the HBM bandwidth at which the best of the kernels reads that mostly read: products, attention, experts; in
@@ -170,7 +177,7 @@ class Roofline:
         routed = fits.array(tokens) * top_k * local_experts / experts
         pairs = fits.array(tokens) * top_k
         c = self.constants("moe", dtype)
-        if self.fused_quantisation and dtype == "fp8" and self._stands_in(c):
+        if self.quantisation != "dynamic" and dtype == "fp8" and self._stands_in(c):
             c = {**c, "compute": self._best_compute(dtype)}
         return fits.moe(c, self.gpu, tokens, hidden, intermediate, touched, routed, pairs, dtype)
 

@@ -126,9 +126,8 @@ class Deployment:
         where = scenario.where
         asked = scenario.deployment
         model = load_model(scenario.model, f"{where}: model")
-        precision = resolve_precision(
-            model.quantization, scenario.precision.weights, scenario.precision.kv_cache, f"{where}: precision"
-        )
+        types, path = scenario.precision, f"{where}: precision"
+        precision = resolve_precision(model.quantization, types.weights, types.kv_cache, path, types.activation_scales)
         sharding = Sharding(
             asked.tensor_parallel_size,
             asked.pipeline_parallel_size,
@@ -236,15 +235,16 @@ class Deployment:
         return FactoredKernels(found, gpu, factors) if factors else found
 
     def _backend(self, gpu: Gpu) -> KernelBackend:
-        fused, fp8_attention = self.preset.fused_quantisation, self.preset.fp8_attention
+        quantisation, fp8_attention = self.preset.quantisation, self.preset.fp8_attention
+        quantisation = "static" if quantisation == "dynamic" and self.precision.static_scales else quantisation
         if self.scenario.costs == "roofline":
-            return Roofline(gpu, self.preset.ideal, fused, fp8_attention, self.preset.tuned_reads)
+            return Roofline(gpu, self.preset.ideal, quantisation, fp8_attention, self.preset.tuned_reads)
         where = f"{self.scenario.where}: costs"
         if self.preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
         # of one engine's presets, trtllm and trtllm-cpp, the tables know the engine only
         framework = self.preset.name.partition("-")[0]
-        found = MeasuredKernels(gpu, find_tables(gpu, framework, where), fused, fp8_attention)
+        found = MeasuredKernels(gpu, find_tables(gpu, framework, where), quantisation != "dynamic", fp8_attention)
         self._backends.append(found)
         return found
 

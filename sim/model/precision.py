@@ -48,6 +48,8 @@ class Quantization:
     """Parts that stay in the base type."""
     group_size: int = 128
     """Elements that share one scale, for the int4 types."""
+    static_scales: bool = False
+    """It brings the scales of activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Precision:
     """Type of the parts in `kept`, and of activations between kernels."""
     kept: frozenset[str] = KEPT_IN_16_BIT
     group_size: int = 128
+    static_scales: bool = False
+    """Scales of activations are known in advance."""
 
     def of(self, part: str) -> str:
         """Type of the parameters of `part` (one of `PARTS`)."""
@@ -112,7 +116,11 @@ def kv_element_bytes(name: str, head_dim: int) -> float:
 
 
 def resolve_precision(
-    checkpoint: Quantization | None, weights: str | None, kv_cache: str | None, where: str = "precision"
+    checkpoint: Quantization | None,
+    weights: str | None,
+    kv_cache: str | None,
+    where: str = "precision",
+    activation_scales: str | None = None,
 ) -> Precision:
     """The precision of a deployment: the user's words, else what the checkpoint says.
 
@@ -124,6 +132,7 @@ def resolve_precision(
         weights: bf16, fp16, fp8, fp8_block, int8, int4, nvfp4, mxfp4, or None.
         kv_cache: bf16, fp16, fp8, int8, int4, nvfp4, or None.
         where: file and key path, for error messages.
+        activation_scales: dynamic, static, or None.
 
     Raises:
         InputError: an unknown word.
@@ -136,8 +145,9 @@ def resolve_precision(
     base = weights if weights in ("bf16", "fp16") else known.base
     cache = kv_cache or known.kv_cache or base
     if weights is None or (known.weights is not None and WEIGHT_WORDS[weights].split("_")[0] == _family(known.weights)):
-        return Precision(known.weights or base, cache, base, known.kept, known.group_size)
-    return Precision(WEIGHT_WORDS[weights], cache, base)
+        static = known.static_scales if activation_scales is None else activation_scales == "static"
+        return Precision(known.weights or base, cache, base, known.kept, known.group_size, static)
+    return Precision(WEIGHT_WORDS[weights], cache, base, static_scales=activation_scales == "static")
 
 
 def parse_quantization(config: Mapping[str, Any], where: str) -> Quantization:
@@ -161,7 +171,8 @@ def parse_quantization(config: Mapping[str, Any], where: str) -> Quantization:
     if method not in _PARSERS:
         raise InputError(where, f"'quant_method' is '{method}'", nearest(str(method), _PARSERS))
     weights, group_size = _PARSERS[method](quantization, where)
-    return Quantization(base, weights, _kv_cache(quantization), _kept(quantization, method), group_size)
+    kept, static = _kept(quantization, method), _static_scales(quantization)
+    return Quantization(base, weights, _kv_cache(quantization), kept, group_size, static)
 
 
 def _family(name: str) -> str:
@@ -190,6 +201,14 @@ def _parts_of(pattern: str) -> set[str]:
     if "shared_expert" in pattern and not pattern.endswith("gate"):
         return {"shared_experts"}
     return set()
+
+
+def _static_scales(quantization: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint holds the scales of activations: modelopt's FP8 does, and others where they say so."""
+    if quantization.get("quant_algo") == "FP8" or quantization.get("activation_scheme") == "static":
+        return True
+    groups = (quantization.get("config_groups") or {}).values()
+    return any((group.get("input_activations") or {}).get("dynamic") is False for group in groups)
 
 
 def _kv_cache(quantization: Mapping[str, Any]) -> str | None:

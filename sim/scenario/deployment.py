@@ -25,6 +25,9 @@ class Precision(Section):
     weights: WeightType | None = None
     """Format of the weights of linear layers. fp8 has a scale a channel, fp8_block one per 128 x 128 weights (unless the
     checkpoint itself is in fp8: then its own). int8 and int4 are weight-only: they compute in bf16."""
+    activation_scales: Literal["dynamic", "static"] | None = None
+    """Scales of activations in fp8: found token by token, or known from the checkpoint; null: what its config.json says, else
+    the engine's way."""
     kv_cache: CacheType | None = None
     """Format of keys and values in the cache."""
 

@@ -8,7 +8,8 @@ simulates each case in full, so scheduling effects are in the fit; the cases are
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from sim.studies.measured_harness import preset_name
 from sim.studies.measured_metrics import RunFacts, family, predicted, unit_of
 from sim.studies.measured_rows import MeasuredRow, read_rows
 from sim.studies.measured_scenarios import Case, cases_of
-from sim.studies.validate import run_case, saturated
+from sim.studies.validate import run_case, saturated, simulated_rows
+from sim.studies.validate_report import Group, groups
 
 PARAMETERS = ("layer_s", "host_step_s", "host_request_s", "entry_s")
 """What is fitted if nothing else is asked for."""
@@ -30,9 +32,34 @@ WEIGHTS = {"ttft": 0.3, "tpot": 1.0, "itl": 1.0, "output throughput": 1.0, "e2e"
 SHORTEST_S = 1e-7
 LARGEST_STEP = 3.5
 """A value is looked for within this many factors of e of where it starts."""
+PULL = 0.01
+"""What no row tells stays where it began: a value e times as large costs as much as one row that is off by this share."""
 MOST_EVALUATIONS = 12
 """Steps of a fit at most, each of which simulates every case once for each parameter."""
 MOST_CASES = 150
+MOST_OTHERS = 60
+"""Runs that a fit without some group uses at most, as many of each of the other groups."""
+MOVED = 1.3
+"""A fit without some group begins this factor from the preset, which was chosen with that group in sight; shares of a clock begin
+half-way to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A group predicted from a fit to the others."""
+
+    group: str
+    values: Mapping[str, float]
+    """Parameter -> value fitted without the group."""
+    errors: Sequence[Group]
+    """Of all its rows, by metric."""
+
+    def lines(self) -> Iterator[str]:
+        found = ", ".join(f"{name} = {value:.3g}" for name, value in self.values.items())
+        yield f"  without {self.group}: {found}"
+        for error in self.errors:
+            size, sign = f"{error.median_abs_error:.1%}", f"{error.median_error:+.1%}"
+            yield f"    its {error.metric}: {error.n} rows, median error {size}, median signed {sign}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +72,7 @@ class EngineFit:
     before: Mapping[str, float]
     """Metric -> median absolute error with the values before."""
     after: Mapping[str, float]
-    left_out: Mapping[str, Mapping[str, float]]
-    """Group left out -> metric -> its median absolute error, predicted from a fit to the others."""
+    left_out: Sequence[LeftOut]
     rows: int
 
     def text(self) -> str:
@@ -55,10 +81,7 @@ class EngineFit:
         lines += [f"  {name} = {value:.4g}" for name, value in self.values.items()]
         for metric in self.before:
             lines.append(f"  {metric}: median error {self.before[metric]:.1%} before, {self.after[metric]:.1%} after")
-        for group, errors in self.left_out.items():
-            shown = ", ".join(f"{metric} {error:.1%}" for metric, error in errors.items())
-            lines.append(f"  predicted without it, {group}: {shown}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(line for group in self.left_out for line in group.lines())])
 
 
 def calibrate_engine(
@@ -71,30 +94,44 @@ def calibrate_engine(
     """Fits the fields `names` of the preset `engine` to the rows of `path` that this engine was measured with.
 
     Args:
-        leave_out: group of a row; each group is once predicted from a fit to the others.
-        most_cases: benchmark runs to use at most, evenly thinned.
+        leave_out: group of a row; each group is once predicted, whole, from a fit to the others.
+        most_cases: benchmark runs to fit to at most, evenly thinned.
 
     Raises:
         InputError: no row of the file was measured with this engine.
     """
-    cases = thinned(_cases(path, engine), most_cases)
+    every = _cases(path, engine)
+    cases = thinned(every, most_cases)
     if not cases:
         raise InputError(str(path), f"holds no row of engine '{engine}' that can be simulated", "")
     start = np.array([max(getattr(PRESETS[engine], name), SHORTEST_S) for name in names])
     before = _errors(engine, names, start, cases)
     values = _fit(engine, names, start, cases)
-    left_out = {}
-    if leave_out is not None:
-        for group in sorted({leave_out(case.rows[0]) for case in cases}):
-            others = [case for case in cases if leave_out(case.rows[0]) != group]
-            if others:
-                apart = _fit(engine, names, values, others)
-                left_out[group] = _medians(
-                    _errors(engine, names, apart, [c for c in cases if leave_out(c.rows[0]) == group])
-                )
     after = _errors(engine, names, values, cases)
+    left_out = [] if leave_out is None else [*_left_out(engine, names, every, leave_out)]
     found = dict(zip(names, values.tolist(), strict=True))
     return EngineFit(engine, found, _medians(before), _medians(after), left_out, len(after))
+
+
+def _left_out(
+    engine: str, names: Sequence[str], cases: Sequence[Case], leave_out: Callable[[MeasuredRow], str]
+) -> Iterator[LeftOut]:
+    """Each group of cases, predicted from a fit to the others."""
+    by_group: dict[str, list[Case]] = {}
+    for case in cases:
+        by_group.setdefault(leave_out(case.rows[0]), []).append(case)
+    usual = [getattr(PRESETS[engine], name) for name in names]
+    moved = [
+        value * MOVED if name.endswith("_s") else (1 + value) / 2 for name, value in zip(names, usual, strict=True)
+    ]
+    start = np.array([max(value, SHORTEST_S) for value in moved])
+    for group, own in by_group.items() if len(by_group) > 1 else ():
+        share = -(-MOST_OTHERS // (len(by_group) - 1))
+        others = [case for name, rest in by_group.items() if name != group for case in thinned(rest, share)]
+        values = _fit(engine, names, start, others)
+        with _preset_with(engine, names, values):
+            errors = groups(simulated_rows(own), by=("all",))
+        yield LeftOut(group, dict(zip(names, values.tolist(), strict=True)), errors)
 
 
 def _cases(path: Path, engine: str) -> list[Case]:
@@ -122,7 +159,7 @@ def _fit(engine: str, names: Sequence[str], start: Floats, cases: Sequence[Case]
 
     def residuals(x: Floats) -> Floats:
         found = _errors(engine, names, start * np.exp(x - 1), cases)
-        return np.array([WEIGHTS[metric] * error for _, metric, error in found])
+        return np.array([*(WEIGHTS[metric] * error for _, metric, error in found), *(PULL * (x - 1))])
 
     found = least_squares(
         residuals,
@@ -138,10 +175,17 @@ def _fit(engine: str, names: Sequence[str], start: Floats, cases: Sequence[Case]
 
 def _errors(engine: str, names: Sequence[str], values: Floats, cases: Sequence[Case]) -> list[tuple[str, str, float]]:
     """(row id, metric, log of predicted over measured) with these values in the preset; the same rows every time."""
+    with _preset_with(engine, names, values):
+        return [error for case in cases for error in _case_errors(case)]
+
+
+@contextmanager
+def _preset_with(engine: str, names: Sequence[str], values: Floats) -> Iterator[None]:
+    """The preset holds these values meanwhile."""
     usual = PRESETS[engine]
     PRESETS[engine] = dataclasses.replace(usual, **dict(zip(names, values.tolist(), strict=True)))
     try:
-        return [error for case in cases for error in _case_errors(case)]
+        yield
     finally:
         PRESETS[engine] = usual
 

@@ -102,7 +102,8 @@ def _collective(row: MeasuredRow) -> float:
 
 def _operator(row: MeasuredRow) -> float:
     # a library that multiplies quantised matrices is handed them quantised; an engine's layer quantises first
-    backend = Roofline(load_gpu(row.gpu), fused_quantisation=not any(name in row.engine.lower() for name in ENGINES))
+    engine = any(name in row.engine.lower() for name in ENGINES)
+    backend = Roofline(load_gpu(row.gpu), quantisation="dynamic" if engine else "none")
     load = parse_load(row.load)
     if load.shape is not None:
         m, n, k = load.shape

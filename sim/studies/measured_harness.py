@@ -116,7 +116,9 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
     engine["version"] = version[1] if version and found.preset != "ideal" else None
     if found.preset == "vllm" and "nightly" in words and version is None:
         engine["async_scheduling"] = False
-        found.notes.append("a nightly build of vLLM's own dashboard: from before it scheduled asynchronously by default")
+        found.notes.append(
+            "a nightly build of vLLM's own dashboard: from before it scheduled asynchronously by default"
+        )
     if load.kind == "closed_loop":
         _closed_loop(found, row, load, words)
     if found.preset.startswith("trtllm") and load.kind in ("burst", "poisson"):

@@ -107,7 +107,7 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     return {
         "name": row.source,
         "model": row.model,
-        "precision": {"weights": weights, "kv_cache": kv_cache},
+        "precision": {"weights": weights, "kv_cache": kv_cache, **_scales(row, weights)},
         "cluster": cluster_of(row),
         "deployment": deployment,
         "engine": harness.engine,
@@ -137,6 +137,11 @@ def _allocate_batch(scenario: dict[str, Any], row: MeasuredRow, load: Load) -> N
     blocks = -(-(sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))) // BLOCK_TOKENS)
     # and the block that vLLM's pool never hands out
     scenario["engine"]["num_gpu_blocks_override"] = load.count * blocks + 1
+
+
+def _scales(row: MeasuredRow, weights: str) -> dict[str, str]:
+    """NVIDIA's FP8 checkpoints bring the scales of activations (hf_quant_config.json: quant_algo FP8)."""
+    return {"activation_scales": "static"} if row.model.startswith("nvidia/") and weights == "fp8" else {}
 
 
 def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str, str]:

@@ -80,6 +80,14 @@ def validate(
     return [results[row.id] for row in rows]
 
 
+def simulated_rows(cases: Sequence[Case]) -> list[RowResult]:
+    """The rows of `cases`, one simulated after the other in this process."""
+    results = {row.id: _blank(row) for case in cases for row in case.rows}
+    for case in cases:
+        _fill(case, run_case(case), results)
+    return [*results.values()]
+
+
 def _blank(row: MeasuredRow) -> RowResult:
     return RowResult(
         row.id,

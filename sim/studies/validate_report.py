@@ -22,6 +22,9 @@ class Group:
     median_abs_error: float
     mean_abs_error: float
     bias: float
+    """Mean of the signed errors."""
+    median_error: float
+    """Median of the signed errors."""
     p90_abs_error: float
     coverage: float
     """Rows counted here over all rows of the group."""
@@ -63,7 +66,7 @@ def _group(name: str, metric: str, members: Sequence[RowResult]) -> Group | None
         return None
     size = np.abs(errors)
     return Group(
-        name, metric, errors.size, float(np.median(size)), float(size.mean()), float(errors.mean()),
+        name, metric, errors.size, float(np.median(size)), float(size.mean()), float(errors.mean()), float(np.median(errors)),
         float(np.quantile(size, 0.9)), errors.size / len(members),
     )  # fmt: skip
 
