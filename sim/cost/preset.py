@@ -212,8 +212,8 @@ TRTLLM_LAUNCH = ((1, 0), 0.3e-3)
 those of v0.20's own tables, as remembered, would be a third slower with it than they are."""
 TRTLLM_FUSES_SINCE = (1, 0, 1)
 """Before this version (the release, not its candidates) TensorRT-LLM's PyTorch backend is taken to quantise activations by
-kernels of their own, and to take its kernels untried: with FP8 prompts, iterations of 1.0.0rc3 take 7 to 10 % longer than without,
-on one to eight GPUs alike; in bf16 they do not, nor do those of v1.0 in FP8."""
+kernels of their own, and to take its kernels untried: with FP8 prompts, iterations of 1.0.0rc3 take 7 to 10 % longer than
+without, on one to eight GPUs alike; in bf16 they do not, nor do those of v1.0 in FP8."""
 CPP_ALL_REDUCE_SINCE = (0, 6)
 """TensorRT-LLM has an all-reduce of its own from this version on; TurboMind 0.1 and FasterTransformer, where both come from, had
 NCCL's only."""
