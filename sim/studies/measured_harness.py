@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.errors import InputError
+from sim.hardware.gpu import load_gpu
 from sim.studies.load_forms import Load
 from sim.studies.measured_rows import MeasuredRow, tokens
 
@@ -27,9 +28,10 @@ BENCH_CACHE_SHARE = 0.95
 """--kv_cache_free_gpu_mem_fraction of the trtllm-bench runs of TensorRT-LLM's performance pages, as those of v0.17 state it."""
 STATIC_PASS_TOKENS = 32768
 """Tokens of one pass in which a static batch is prefilled at most: beyond it the time grows in proportion anyway."""
-SGLANG_MEMORY_SHARE = 0.815
-"""`mem_fraction_static` 0.80, as far as one H100 with 65 GB of weights tells (SGLang 0.5.8, six runs; the four runs of 0.5.1 that
-fill their cache agree): SGLang counts weights and cache in it, the ledger 1.5 % of the card for activations, too."""
+SGLANG_RESERVE_BYTES = 15.7e9
+"""What SGLang leaves free beside weights, cache and activations. Its `mem_fraction_static` is what a reserve in bytes leaves, not
+a share (server_args.py: most of it 1.5 MiB for each token of a chunk); 0.80 of an H100, of which the ledger counts 1.5 % of
+activations apart, is what six runs of 0.5.8 with 65 GB of weights show, and four of 0.5.1 that fill their cache."""
 CYCLED_PROMPTS = 100
 """AIPerf's default number of dataset entries (`--num-dataset-entries`), which requests take in turn."""
 CLIENT_S = 10e-3
@@ -82,7 +84,8 @@ def harness_of(row: MeasuredRow, load: Load) -> Harness:
         found.engine["cuda_graphs"] = False
     found.reserves_whole_sequence = "trt" in row.engine.lower() or "tensorrt" in row.engine.lower()
     if preset == "sglang":
-        found.engine["gpu_memory_utilization"] = SGLANG_MEMORY_SHARE
+        share = 1 - SGLANG_RESERVE_BYTES / load_gpu(row.gpu).visible_memory_bytes
+        found.engine["gpu_memory_utilization"] = round(max(share, 0.5), 3)
     words = f"{row.conditions} {row.engine}".lower()
     _options(found, row, load, words)
     _stated(found, row.conditions)
@@ -139,17 +142,19 @@ def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> No
     engine["max_num_seqs"] = load.count if nvidia else max(load.count, 256)
     found.num_requests = 10 * load.count
     found.pause_s = TRTLLM_PAUSE_S if found.preset.startswith("trtllm") else PAUSE_S
-    if found.preset == "sglang":
-        # prompts go before decodes, so whoever arrives late catches up, and users stay in step whatever happens
-        engine["scheduler"] = "prefill_first"
     inference_max = "inferencemax" in words or "infmax" in words
     nominal = row.isl.endswith("000") and not inference_max
-    if nominal or inference_max:
+    # one benchmark of NVIDIA's sends lengths such as 4000 to engines set up alike
+    alike = nvidia and nominal
+    if found.preset == "sglang" and not alike:
+        # prompts go before decodes, so whoever arrives late catches up, and users stay in step whatever happens
+        engine["scheduler"] = "prefill_first"
+    if inference_max or (nominal and not (alike and found.preset == "sglang")):
         found.uniform = (0.8, 1.0)
     if not nvidia:
         return
     found.client_s = CLIENT_S
-    if found.preset.startswith("trtllm") or (found.preset == "vllm" and not inference_max):
+    if alike or found.preset.startswith("trtllm") or (found.preset == "vllm" and not inference_max):
         engine["max_num_batched_tokens"] = one_prompt_tokens(sum(tokens(row.isl)), load.count)
         found.notes.append("one prompt beside the decodes of an iteration, as NVIDIA's recipes set the token budget")
     if nominal and found.preset != "sglang":

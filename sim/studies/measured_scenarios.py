@@ -9,6 +9,7 @@ from typing import Any
 from sim.engine.versions import newer_than_known
 from sim.errors import InputError, TwoWallsError
 from sim.hardware.gpu import load_gpu
+from sim.model.balance import MemoryLedger
 from sim.studies.load_forms import Load, parse_load
 from sim.studies.measured_deployments import cluster_of, deployment_of
 from sim.studies.measured_harness import Harness, harness_of
@@ -122,14 +123,19 @@ def _reserve(scenario: dict[str, Any], where: str) -> None:
     from sim.simulate import plan_memory
 
     asked = int(scenario["engine"].get("max_num_seqs", 256))
+
+    def ledger(**options: float) -> MemoryLedger:
+        return plan_memory(Scenario.from_dict({**scenario, "engine": scenario["engine"] | options}, where=where))
+
     # the sampler's memory is sized by the sequences that run, so it must not be planned for more
-    engine = scenario["engine"] | {"max_num_seqs": min(asked, 256)}
-    fullest = plan_memory(Scenario.from_dict({**scenario, "engine": engine}, where=where)).per_gpu[0]
+    running = min(asked, 256)
+    fullest = ledger(max_num_seqs=running).per_gpu[0]
     free_share = 1 - fullest.needed_bytes / fullest.capacity_bytes
-    left_share = (1 - engine["gpu_memory_utilization"]) * max(free_share, 0.0)
-    engine |= {"gpu_memory_utilization": 1 - left_share}
-    fitting = plan_memory(Scenario.from_dict({**scenario, "engine": engine}, where=where)).max_sequences
-    scenario["engine"] = engine | {"max_num_seqs": max(min(asked, fitting), 1)}
+    left_share = (1 - scenario["engine"]["gpu_memory_utilization"]) * max(free_share, 0.0)
+    scenario["engine"]["gpu_memory_utilization"] = 1 - left_share
+    for _ in range(2):
+        running = max(min(asked, ledger(max_num_seqs=running).max_sequences), 1)
+    scenario["engine"]["max_num_seqs"] = running
 
 
 def _allocate_batch(scenario: dict[str, Any], row: MeasuredRow, load: Load) -> None:
