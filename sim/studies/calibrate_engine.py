@@ -34,6 +34,8 @@ LARGEST_STEP = 3.5
 """A value is looked for within this many factors of e of where it starts."""
 PULL = 0.01
 """What no row tells stays where it began: a value e times as large costs as much as one row that is off by this share."""
+ENOUGH = 3e-3
+"""A fit ends where a step lessens the sum of squares by no more than this share, or moves by no more than it."""
 MOST_EVALUATIONS = 12
 """Steps of a fit at most, each of which simulates every case once for each parameter."""
 MOST_CASES = 150
@@ -167,6 +169,8 @@ def _fit(engine: str, names: Sequence[str], start: Floats, cases: Sequence[Case]
         loss="soft_l1",
         f_scale=0.1,
         diff_step=0.05,
+        ftol=ENOUGH,
+        xtol=ENOUGH,
         max_nfev=MOST_EVALUATIONS,
         bounds=(1 - LARGEST_STEP, 1 + LARGEST_STEP),
     )
