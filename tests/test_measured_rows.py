@@ -3,32 +3,18 @@
 from pathlib import Path
 
 import pytest
+from measured_row import case, row
 
 from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.simulate import simulate
 from sim.studies.kernel_rows import kernel_prediction
 from sim.studies.load_forms import message_bytes, parse_load
-from sim.studies.measured_harness import preset_name
-from sim.studies.measured_rows import COLUMNS, MeasuredRow, read_rows, tokens
-from sim.studies.measured_scenarios import Case, cases_of, precision_of
+from sim.studies.measured_rows import COLUMNS, read_rows, tokens
+from sim.studies.measured_scenarios import cases_of, precision_of
 from sim.studies.validate import run_case
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.csv"
-
-
-def row(**changes: object) -> MeasuredRow:
-    values: dict[str, object] = {
-        "id": "mine-0001", "kind": "e2e", "model": "meta-llama/Llama-3.1-8B-Instruct", "precision": "BF16",
-        "gpu": "H100-SXM-80GB", "gpus": 1, "nodes": 1, "tensor": "1", "pipeline": "1", "expert": "1",
-        "engine": "vllm 0.24.0", "isl": "1024", "osl": "128", "load": "concurrency=8", "metric": "tpot", "value": 8.0,
-        "unit": "ms", "conditions": "",
-    }  # fmt: skip
-    return MeasuredRow(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def case(**changes: object) -> Case:
-    return cases_of([row(**changes)])[0]
 
 
 @pytest.mark.parametrize(
@@ -90,31 +76,6 @@ def test_lengths_are_numbers_sums_and_approximations():
     assert tokens("100 system + 447 question (mean; shared prefix)") == (100, 447)
     with pytest.raises(InputError):
         tokens("long")
-
-
-def test_a_closed_loop_runs_ten_requests_a_user():
-    scenario = case(load="concurrency=16").scenario
-    assert scenario is not None
-    pause = {"think_time": "0.01 s", "think_time_cv": 1.0}
-    assert scenario["workload"]["arrivals"] == {"kind": "closed_loop", "concurrency": 16, **pause}
-    assert scenario["workload"]["num_requests"] == 160
-    assert scenario["engine"]["version"] == "0.24.0"
-
-
-def test_nvidias_recipes_leave_room_for_one_prompt_an_iteration():
-    scenario = case(id="aic-1", load="concurrency=16", isl="1024", osl="128", engine="trtllm 1.0.0rc3").scenario
-    assert scenario is not None
-    assert scenario["engine"]["max_num_batched_tokens"] == 1152  # 16 + 1024 + 64 tokens, rounded up to 64
-    assert scenario["engine"]["max_num_seqs"] == 16
-
-
-def test_tensorrt_llm_has_a_preset_for_each_of_its_backends():
-    assert preset_name("TensorRT-LLM v0.17") == "trtllm-cpp"
-    assert preset_name("TensorRT-LLM v1.0") == preset_name("trtllm") == "trtllm"
-    eager = case(engine="TensorRT-LLM v0.20", load="inf (max throughput)").scenario
-    assert eager is not None
-    assert eager["engine"]["preset"] == "trtllm"
-    assert eager["engine"]["cuda_graphs"] is False
 
 
 def test_attention_data_parallel_makes_every_gpu_a_replica_that_shares_the_experts():
@@ -194,17 +155,6 @@ def test_turbominds_first_token_takes_a_decode_after_the_prompt():
     assert of_vllm.before_first_s(facts) == 0.0
 
 
-def test_tensorrt_llm_admits_only_what_fits_at_full_length():
-    scenario = case(
-        load="inf (max throughput)", engine="TensorRT-LLM v0.17", isl="2048", osl="2048",
-        conditions="trtllm-bench throughput, in-flight batching; kv_cache_free_gpu_mem_fraction 0.95",
-    ).scenario  # fmt: skip
-    assert scenario is not None
-    # 5 % of what 16 GB of weights and some activations leave of 85 GB stays free
-    assert scenario["engine"]["gpu_memory_utilization"] == pytest.approx(0.96, abs=0.005)
-    assert 64 < scenario["engine"]["max_num_seqs"] < 256  # (75 GB - 16 GB) / 128 KiB / 4096 tokens
-
-
 @pytest.mark.parametrize(
     ("gpu", "topology"),
     [
@@ -253,17 +203,6 @@ def test_precision_words(precision: str, engine: str, weights: str, kv_cache: st
     assert found.scenario is not None
     assert found.scenario["precision"] == {"weights": weights, "kv_cache": kv_cache}
     assert any("bf16 assumed" in note for note in found.notes) == (precision in ("", "unknown (blank in source)"))
-
-
-def test_cycled_prompts_are_found_in_the_prefix_cache():
-    found = case(
-        isl="100 + 466", load="5 req/s then 10 req/s",
-        conditions="100 distinct single-turn prompts cycled (10 groups x 10), prefix caching ON, max_num_seqs 128",
-    ).scenario  # fmt: skip
-    assert found is not None
-    assert found["workload"]["shared_prefix"] == {"tokens": 565, "prefixes": 100}
-    assert found["engine"]["enable_prefix_caching"] is True
-    assert found["engine"]["max_num_seqs"] == 128
 
 
 def test_a_block_scaled_run_is_computed_as_such():

@@ -51,6 +51,11 @@ def test_the_first_compiled_engines_had_no_all_reduce_of_their_own():
     assert preset_for("trtllm-cpp", "v0.6.1").software == preset_for("trtllm-cpp").software == "custom"
 
 
+def test_candidates_of_tensorrt_llm_1_0_quantise_in_kernels_of_their_own():
+    how = {version: preset_for("trtllm", version).quantisation for version in ("0.20", "1.0.0rc3", "1.0", "1.2.0rc6")}
+    assert how == {"0.20": "static", "1.0.0rc3": "static", "1.0": "fused", "1.2.0rc6": "fused"}
+
+
 def test_vllm_schedules_asynchronously_since_0_14():
     assert not preset_for("vllm", "0.12.0").async_scheduling
     assert preset_for("vllm", "v0.15.1").async_scheduling

@@ -140,6 +140,25 @@ def test_checkpoints_weigh_what_they_say() -> None:
     assert round(weights_gb("gpt-oss-120b"), 2) == 65.25
 
 
+def test_scales_of_activations_are_static_where_the_checkpoint_or_the_user_says_so() -> None:
+    modelopt = {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    tensors = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            "group_0": {
+                "weights": {"num_bits": 8, "type": "float"},
+                "input_activations": {"num_bits": 8, "dynamic": False},
+            }
+        },
+    }
+    for section in (modelopt, tensors, {"quant_method": "fp8", "activation_scheme": "static"}):
+        known = parse_quantization({"quantization_config": section}, "config.json")
+        assert resolve_precision(known, None, None).static_scales
+        assert not resolve_precision(known, None, None, activation_scales="dynamic").static_scales
+    assert not resolve_precision(load_model("deepseek-v3").quantization, None, None).static_scales
+    assert resolve_precision(None, "fp8", None, activation_scales="static").static_scales
+
+
 def test_the_users_word_beats_the_checkpoint_and_keeps_its_exceptions() -> None:
     block = load_model("deepseek-v3").quantization
     assert resolve_precision(block, "fp8", None).weights == "fp8_block"

@@ -1,0 +1,97 @@
+"""What the harness of a published row is taken to be: options of its engine, lengths, pauses."""
+
+import pytest
+from measured_row import case
+
+from sim.studies.measured_harness import preset_name
+
+
+def test_a_closed_loop_runs_ten_requests_a_user():
+    scenario = case(load="concurrency=16").scenario
+    assert scenario is not None
+    pause = {"think_time": "0.01 s", "think_time_cv": 1.0}
+    assert scenario["workload"]["arrivals"] == {"kind": "closed_loop", "concurrency": 16, **pause}
+    assert scenario["workload"]["num_requests"] == 160
+    assert scenario["engine"]["version"] == "0.24.0"
+
+
+def test_nvidias_recipes_leave_room_for_one_prompt_an_iteration():
+    scenario = case(id="aic-1", load="concurrency=16", isl="1024", osl="128", engine="trtllm 1.0.0rc3").scenario
+    assert scenario is not None
+    assert scenario["engine"]["max_num_batched_tokens"] == 1152  # 16 + 1024 + 64 tokens, rounded up to 64
+    assert scenario["engine"]["max_num_seqs"] == 16
+
+
+def test_tensorrt_llm_has_a_preset_for_each_of_its_backends():
+    assert preset_name("TensorRT-LLM v0.17") == "trtllm-cpp"
+    assert preset_name("TensorRT-LLM v1.0") == preset_name("trtllm") == "trtllm"
+    eager = case(engine="TensorRT-LLM v0.20", load="inf (max throughput)").scenario
+    assert eager is not None
+    assert eager["engine"]["preset"] == "trtllm"
+    assert eager["engine"]["cuda_graphs"] is False
+
+
+def test_cycled_prompts_are_found_in_the_prefix_cache():
+    found = case(
+        isl="100 + 466", load="5 req/s then 10 req/s",
+        conditions="100 distinct single-turn prompts cycled (10 groups x 10), prefix caching ON, max_num_seqs 128",
+    ).scenario  # fmt: skip
+    assert found is not None
+    assert found["workload"]["shared_prefix"] == {"tokens": 565, "prefixes": 100}
+    assert found["engine"]["enable_prefix_caching"] is True
+    assert found["engine"]["max_num_seqs"] == 128
+
+
+def test_tensorrt_llm_admits_only_what_fits_at_full_length():
+    scenario = case(
+        load="inf (max throughput)", engine="TensorRT-LLM v0.17", isl="2048", osl="2048",
+        conditions="trtllm-bench throughput, in-flight batching; kv_cache_free_gpu_mem_fraction 0.95",
+    ).scenario  # fmt: skip
+    assert scenario is not None
+    # 5 % of what 16 GB of weights and some activations leave of 85 GB stays free
+    assert scenario["engine"]["gpu_memory_utilization"] == pytest.approx(0.96, abs=0.005)
+    assert 64 < scenario["engine"]["max_num_seqs"] < 256  # (75 GB - 16 GB) / 128 KiB / 4096 tokens
+
+
+def test_sglang_leaves_bytes_free_not_a_share():
+    small, large = (
+        case(engine="sglang 0.5.8", gpu=gpu, id="aic-1", isl="1024").scenario
+        for gpu in ("H100-SXM-80GB", "H200-SXM-141GB")
+    )
+    assert small is not None
+    assert large is not None
+    # 15.7 GB of 85 and of 150 GB
+    assert small["engine"]["gpu_memory_utilization"] == pytest.approx(0.815, abs=1e-3)
+    assert large["engine"]["gpu_memory_utilization"] == pytest.approx(0.895, abs=1e-3)
+
+
+def test_lengths_in_thousands_find_every_engine_set_up_alike():
+    alike = {"id": "aic-1", "isl": "4000", "osl": "500", "load": "concurrency=16"}
+    sglang, vllm = (case(engine=engine, **alike).scenario for engine in ("sglang 0.5.6.post2", "vllm 0.12.0"))
+    assert sglang is not None
+    assert vllm is not None
+    for scenario in (sglang, vllm):
+        assert scenario["engine"]["max_num_batched_tokens"] == 4096  # 16 + 4000 + 64 tokens, rounded up to 64
+        assert "scheduler" not in scenario["engine"]
+    assert sglang["workload"]["lengths"] == {"kind": "fixed", "input_tokens": 4000, "output_tokens": 500}
+    assert vllm["workload"]["lengths"]["kind"] == "uniform"
+    other = case(engine="sglang 0.5.1", **{**alike, "isl": "4096"}).scenario
+    assert other is not None
+    assert other["engine"]["scheduler"] == "prefill_first"
+
+
+def test_a_nightly_build_of_vllm_steps_synchronously():
+    found = case(engine="vLLM (nightly, version unknown)", load="batch=8")
+    assert found.scenario is not None
+    assert found.scenario["engine"]["async_scheduling"] is False
+    assert any("before it scheduled asynchronously" in note for note in found.notes)
+
+
+def test_nvidias_fp8_checkpoints_bring_their_scales():
+    own, theirs = (
+        case(model=model, precision="FP8").scenario for model in ("nvidia/Llama-3.1-8B-Instruct-FP8", "Llama-3.1-8B")
+    )
+    assert own is not None
+    assert theirs is not None
+    assert own["precision"]["activation_scales"] == "static"
+    assert "activation_scales" not in theirs["precision"]
