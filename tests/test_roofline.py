@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sim.cost import attention_fits, fits
 from sim.cost.attention_software import attention_software, softmax_s
-from sim.cost.formats import KV_BYTES, WEIGHT_BYTES, Quantisation
+from sim.cost.formats import KV_BYTES, WEIGHT_BYTES, Quantisation, quantised
 from sim.cost.kernels import KernelTime
 from sim.cost.roofline import Roofline
 from sim.errors import InputError
@@ -337,6 +337,12 @@ def test_a_static_scale_costs_a_pass_over_the_activations_and_no_more() -> None:
         Roofline(H100, quantisation="none").gemm(4096.0, 10240, 8192, "fp8").memory_s
     )
     assert moved_s == pytest.approx(34.5e-6, rel=0.1)
+
+
+def test_scales_are_the_engines_affair_unless_somebody_says_what_they_are() -> None:
+    assert [quantised(engine, None) for engine in ("dynamic", "static", "fused")] == ["dynamic", "static", "fused"]
+    assert [quantised(engine, True) for engine in ("dynamic", "static", "fused")] == ["static", "static", "fused"]
+    assert {quantised(engine, False) for engine in ("dynamic", "static", "fused")} == {"dynamic"}
 
 
 def test_blocks_bring_scales_of_their_own_whatever_the_engine_knows() -> None:

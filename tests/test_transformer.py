@@ -154,9 +154,10 @@ def test_scales_of_activations_are_static_where_the_checkpoint_or_the_user_says_
     for section in (modelopt, tensors, {"quant_method": "fp8", "activation_scheme": "static"}):
         known = parse_quantization({"quantization_config": section}, "config.json")
         assert resolve_precision(known, None, None).static_scales
-        assert not resolve_precision(known, None, None, activation_scales="dynamic").static_scales
-    assert not resolve_precision(load_model("deepseek-v3").quantization, None, None).static_scales
+        assert resolve_precision(known, None, None, activation_scales="dynamic").static_scales is False
+    assert resolve_precision(load_model("deepseek-v3").quantization, None, None).static_scales is False
     assert resolve_precision(None, "fp8", None, activation_scales="static").static_scales
+    assert resolve_precision(None, "fp8", None).static_scales is None
 
 
 def test_the_users_word_beats_the_checkpoint_and_keeps_its_exceptions() -> None:

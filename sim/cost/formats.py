@@ -36,6 +36,17 @@ STATIC_SCALES = frozenset({"fp8", "nvfp4"})
 KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 
 
+def quantised(engine: Quantisation, static_scales: bool | None) -> Quantisation:
+    """How activations are quantised: the engine's way, unless checkpoint or user say what their scales are.
+
+    Args:
+        static_scales: known in advance or not; None: nobody says.
+    """
+    if static_scales is False:
+        return "dynamic"
+    return "static" if static_scales and engine == "dynamic" else engine
+
+
 def weight_bytes(dtype: str) -> float:
     """Bytes of one weight stored as `dtype`, scales included."""
     if dtype not in WEIGHT_BYTES:

@@ -12,6 +12,7 @@ from sim.cost.collective_constants import CONSTANTS, LinkConstants
 from sim.cost.collectives import Communicator
 from sim.cost.experts import ExpertCost, LockStepCost, SkewedExperts
 from sim.cost.factored import FactoredKernels
+from sim.cost.formats import quantised
 from sim.cost.kernels import KernelBackend
 from sim.cost.measured import MeasuredKernels
 from sim.cost.measured_tables import find_tables
@@ -235,8 +236,8 @@ class Deployment:
         return FactoredKernels(found, gpu, factors) if factors else found
 
     def _backend(self, gpu: Gpu) -> KernelBackend:
-        quantisation, fp8_attention = self.preset.quantisation, self.preset.fp8_attention
-        quantisation = "static" if quantisation == "dynamic" and self.precision.static_scales else quantisation
+        quantisation = quantised(self.preset.quantisation, self.precision.static_scales)
+        fp8_attention = self.preset.fp8_attention
         if self.scenario.costs == "roofline":
             return Roofline(gpu, self.preset.ideal, quantisation, fp8_attention, self.preset.tuned_reads)
         where = f"{self.scenario.where}: costs"

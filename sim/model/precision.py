@@ -48,8 +48,8 @@ class Quantization:
     """Parts that stay in the base type."""
     group_size: int = 128
     """Elements that share one scale, for the int4 types."""
-    static_scales: bool = False
-    """It brings the scales of activations."""
+    static_scales: bool | None = None
+    """It brings the scales of activations; None: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Precision:
     """Type of the parts in `kept`, and of activations between kernels."""
     kept: frozenset[str] = KEPT_IN_16_BIT
     group_size: int = 128
-    static_scales: bool = False
-    """Scales of activations are known in advance."""
+    static_scales: bool | None = None
+    """Scales of activations are known in advance; None: as the engine likes."""
 
     def of(self, part: str) -> str:
         """Type of the parameters of `part` (one of `PARTS`)."""
@@ -144,10 +144,11 @@ def resolve_precision(
         raise InputError(f"{where}.weights", f"got '{weights}'", nearest(weights, WEIGHT_WORDS))
     base = weights if weights in ("bf16", "fp16") else known.base
     cache = kv_cache or known.kv_cache or base
+    asked = None if activation_scales is None else activation_scales == "static"
     if weights is None or (known.weights is not None and WEIGHT_WORDS[weights].split("_")[0] == _family(known.weights)):
-        static = known.static_scales if activation_scales is None else activation_scales == "static"
+        static = known.static_scales if asked is None else asked
         return Precision(known.weights or base, cache, base, known.kept, known.group_size, static)
-    return Precision(WEIGHT_WORDS[weights], cache, base, static_scales=activation_scales == "static")
+    return Precision(WEIGHT_WORDS[weights], cache, base, static_scales=asked)
 
 
 def parse_quantization(config: Mapping[str, Any], where: str) -> Quantization:
@@ -203,12 +204,15 @@ def _parts_of(pattern: str) -> set[str]:
     return set()
 
 
-def _static_scales(quantization: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint holds the scales of activations: modelopt's FP8 does, and others where they say so."""
-    if quantization.get("quant_algo") == "FP8" or quantization.get("activation_scheme") == "static":
+def _static_scales(quantization: Mapping[str, Any]) -> bool | None:
+    """Whether the checkpoint holds the scales of activations: modelopt's FP8 does, others say so or the contrary, or nothing."""
+    if quantization.get("quant_algo") == "FP8":
         return True
+    if scheme := quantization.get("activation_scheme"):
+        return bool(scheme == "static")
     groups = (quantization.get("config_groups") or {}).values()
-    return any((group.get("input_activations") or {}).get("dynamic") is False for group in groups)
+    dynamic = [group["input_activations"].get("dynamic") for group in groups if group.get("input_activations")]
+    return None if not dynamic else False in dynamic
 
 
 def _kv_cache(quantization: Mapping[str, Any]) -> str | None:
