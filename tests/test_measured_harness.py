@@ -95,3 +95,16 @@ def test_nvidias_fp8_checkpoints_bring_their_scales():
     assert theirs is not None
     assert own["precision"]["activation_scales"] == "static"
     assert "activation_scales" not in theirs["precision"]
+
+
+def test_inferencemax_is_known_by_its_conditions_or_by_where_it_was_published():
+    row = {"id": "aic-1", "isl": "1024", "osl": "1024", "engine": "vllm 0.12.0"}
+    for told in ({"conditions": "InferenceMAX; mode=agg"}, {"publication": "SemiAnalysisAI/InferenceMAX results"}):
+        scenario = case(**row, **told).scenario
+        assert scenario is not None
+        lengths = {"kind": "uniform", "input_tokens": [819, 1024], "output_tokens": [819, 1024]}
+        assert scenario["workload"]["lengths"] == lengths
+        assert "max_num_batched_tokens" not in scenario["engine"]  # the scripts' own recipe is TensorRT-LLM's
+    fixed = case(**row).scenario
+    assert fixed is not None
+    assert fixed["workload"]["lengths"]["kind"] == "fixed"

@@ -142,7 +142,7 @@ def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> No
     engine["max_num_seqs"] = load.count if nvidia else max(load.count, 256)
     found.num_requests = 10 * load.count
     found.pause_s = TRTLLM_PAUSE_S if found.preset.startswith("trtllm") else PAUSE_S
-    inference_max = "inferencemax" in words or "infmax" in words
+    inference_max = re.search(r"inference ?max|infmax", f"{words} {row.publication}".lower()) is not None
     nominal = row.isl.endswith("000") and not inference_max
     # one benchmark of NVIDIA's sends lengths such as 4000 to engines set up alike
     alike = nvidia and nominal
