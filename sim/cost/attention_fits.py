@@ -121,7 +121,8 @@ def decode_attention(
     Every (sequence, KV head) is a tile that costs `tile_s` on its SM, beside others there. Its keys are split over a limited
     number of thread blocks, which walk along them at the pace of their loads and products, not of HBM: a key of 128 elements
     takes `key_s` where a sequence is alone, in any format, and sequences run side by side. A tile that is not split draws
-    `UNSPLIT` times an SM's share of the HBM bandwidth. Reading takes `cold` of its time from HBM: 1 but for a test bench.
+    `UNSPLIT` times an SM's share of the HBM bandwidth; kernels that were `tuned` split where it helps. Reading takes `cold` of
+    its time from HBM: 1 but for a test bench.
     """
     software = attention_software(gpu)
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
@@ -130,7 +131,7 @@ def decode_attention(
     if _transposed(gpu, kv_dtype):
         transpose_s = token_bytes / 2 / (c["transpose"] * cycles_per_s(gpu))
         memory_s = (memory_s**4 + transpose_s**4) ** 0.25
-    alone = (heads == kv_heads) & (not software.splits_ungrouped)
+    alone = (heads == kv_heads) & (not software.splits_ungrouped and "tuned" not in c)
     busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
     walked = (head_dim + KEY_ELEMENTS) / (WIDE_HEAD + KEY_ELEMENTS) * _wide(c, gpu, head_dim, kv_dtype)
     split_s = c["key_s"] * walked / np.maximum(sequences, 1.0)

@@ -51,7 +51,7 @@ class Roofline:
         quantisation: of activations in fp8 (`Quantisation`).
         fp8_attention: decode attention over an fp8 cache, in time of the measured kernels.
         tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
-            was measured on this GPU.
+            was measured on this GPU, and keys are split over thread blocks whether heads share them or not.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Roofline:
         """One query token for each of `sequences`."""
         c = self.constants("decode_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
         if self.tuned_reads and not self.ideal:
-            c = {**c, "memory": self._best_memory()}
+            c = {**c, "memory": self._best_memory(), "tuned": 1.0}
         time = attention_fits.decode_attention(c, self.gpu, sequences, heads, kv_heads, head_dim, kv_dtype)
         return attention_fits.own_fp8(
             time, self.fp8_attention, self.least_slope_s(kv_heads, head_dim, kv_dtype), kv_dtype
