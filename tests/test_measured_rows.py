@@ -241,6 +241,7 @@ def test_a_disaggregated_row_becomes_pools_of_the_workers_it_states():
     [
         ("", "do not say 'prefill batch_size=.. num_workers=..'"),
         (WORKERS.replace("num_workers=3", "num_workers=0"), "the decode workers have no num_workers"),
+        (WORKERS.replace("batch_size=48", "batch_size=unknown"), "the decode workers have no batch_size"),
         (WORKERS.replace("attention_dp_size=1", "attention_dp_size=8"), "prefill workers with data-parallel attention"),
         (
             WORKERS.replace("moe_ep_size=1 |", "moe_ep_size=8 |"),

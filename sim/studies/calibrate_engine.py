@@ -127,7 +127,9 @@ def _left_out(
         value * MOVED if name.endswith("_s") else (1 + value) / 2 for name, value in zip(names, usual, strict=True)
     ]
     start = np.array([max(value, SHORTEST_S) for value in moved])
-    for group, own in by_group.items() if len(by_group) > 1 else ():
+    if len(by_group) < 2:
+        return
+    for group, own in by_group.items():
         share = -(-MOST_OTHERS // (len(by_group) - 1))
         others = [case for name, rest in by_group.items() if name != group for case in thinned(rest, share)]
         values = _fit(engine, names, start, others)

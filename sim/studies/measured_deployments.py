@@ -30,12 +30,11 @@ TOPOLOGIES: tuple[tuple[str, str, int], ...] = (
 RACKS = frozenset({"gb200-nvl72", "gb300-nvl72"})
 """Topologies that are a whole rack unless they are asked for fewer nodes."""
 
-DISAGGREGATED = "disagg"
-"""What stands for the cuts in the columns of such a row."""
+DISAGGREGATED, UNKNOWN = "disagg", "unknown"
+"""What stands in the columns of a row in place of its cuts."""
+FULL_BATCH_SEQUENCES = 256
+"""A replica whose cut is not stated has room for so many sequences at full length: what vLLM runs at most by default."""
 _SIZES = re.compile(r"(\w+)=(\d+)")
-UNKNOWN = "unknown"
-SEQUENCES = 256
-"""A replica whose cut is not stated has room for so many sequences at full length: what engines run at most by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def deployment_of(row: MeasuredRow, harness: Harness, precision: dict[str, str])
     if row.tensor == UNKNOWN:
         tensor = _fewest_gpus(row, precision)
         harness.notes.append(
-            f"cut not stated: replicas of {tensor} GPUs, the fewest with room for {SEQUENCES} sequences"
+            f"cut not stated: replicas of {tensor} GPUs, the fewest with room for {FULL_BATCH_SEQUENCES} sequences"
         )
     else:
         tensor = _cut(row.tensor, "tensor")
@@ -103,13 +102,13 @@ def _workers(row: MeasuredRow, role: str) -> Workers:
             "tensor", f"got '{row.tensor}'", f"its conditions do not say '{role} batch_size=.. num_workers=..'"
         )
     sizes = {name: int(value) for name, value in _SIZES.findall(stated[1])}
-    missing = next((name for name in ("num_workers", "tp_size") if not sizes.get(name)), None)
+    missing = next((name for name in ("num_workers", "tp_size", "batch_size") if not sizes.get(name)), None)
     if missing is not None:
         raise InputError("conditions", f"the {role} workers have no {missing}", "a number of 1 or more")
     if sizes.get("attention_dp_size", 1) > 1:
         raise InputError("conditions", f"{role} workers with data-parallel attention", "pools of such are not modelled")
     cuts = (sizes["tp_size"], sizes.get("pp_size", 1), max(sizes.get("moe_ep_size", 1), 1))
-    return Workers(role, sizes["num_workers"], *cuts, batch=max(sizes["batch_size"], 1))
+    return Workers(role, sizes["num_workers"], *cuts, batch=sizes["batch_size"])
 
 
 def _replicas(row: MeasuredRow, tensor: int, pipeline: int, harness: Harness) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def _replicas(row: MeasuredRow, tensor: int, pipeline: int, harness: Harness) ->
 
 
 def _fewest_gpus(row: MeasuredRow, precision: dict[str, str]) -> int:
-    """The smallest power of two of the row's GPUs over which one replica has room for `SEQUENCES`, else all of them."""
+    """The smallest power of two of the row's GPUs over which one replica has room for a full batch, else all of them."""
     from sim.scenario import Scenario
     from sim.simulate import plan_memory
 
@@ -146,9 +145,13 @@ def _fewest_gpus(row: MeasuredRow, precision: dict[str, str]) -> int:
     }
     tensor = 1
     while tensor < row.gpus:
-        scenario = {**about, "deployment": {"tensor_parallel_size": tensor}, "engine": {"max_num_seqs": SEQUENCES}}
+        scenario = {
+            **about,
+            "deployment": {"tensor_parallel_size": tensor},
+            "engine": {"max_num_seqs": FULL_BATCH_SEQUENCES},
+        }
         try:
-            if plan_memory(Scenario.from_dict(scenario, where=row.id)).max_sequences >= SEQUENCES:
+            if plan_memory(Scenario.from_dict(scenario, where=row.id)).max_sequences >= FULL_BATCH_SEQUENCES:
                 return tensor
         except TwoWallsError:  # no such cut of this model, or its weights do not fit
             pass

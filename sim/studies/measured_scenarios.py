@@ -95,7 +95,8 @@ def _case(rows: list[MeasuredRow]) -> Case:
 
 def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     weights, kv_cache = precision_of(row, harness)
-    deployment = deployment_of(row, harness, {"weights": weights, "kv_cache": kv_cache})
+    precision = {"weights": weights, "kv_cache": kv_cache, **_scales(row, weights)}
+    deployment = deployment_of(row, harness, precision)
     if harness.engine.get("scheduler") == "prefill_first":
         longest = sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
         harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
@@ -108,7 +109,7 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     return {
         "name": row.source,
         "model": row.model,
-        "precision": {"weights": weights, "kv_cache": kv_cache, **_scales(row, weights)},
+        "precision": precision,
         "cluster": cluster_of(row),
         "deployment": deployment,
         "engine": harness.engine,
