@@ -10,7 +10,7 @@ from sim.cost.formats import kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
 
-UNSPLIT = 1.25  # times its share of the HBM bandwidth that one SM draws alone (A100, FlashAttention-2: 23 of 19 GB/s)
+LONE_BYTES_PER_S = 27e9  # one thread block's loads from HBM, FlashAttention-2: A100 24, L40S 29, RTX PRO 6000 28 GB/s
 KEY_ELEMENTS = 40.0  # elements that a key costs beyond its own where few blocks walk a context (four GPUs' tables)
 WRITE_THREADS = 512.0  # a token's keys are written by so many threads at most (vLLM, reshape_and_cache_flash)
 WARP = 32.0  # threads
@@ -121,8 +121,8 @@ def decode_attention(
     Every (sequence, KV head) is a tile that costs `tile_s` on its SM, beside others there. Its keys are split over a limited
     number of thread blocks, which walk along them at the pace of their loads and products, not of HBM: a key of 128 elements
     takes `key_s` where a sequence is alone, in any format, and sequences run side by side. A tile that is not split draws
-    `UNSPLIT` times an SM's share of the HBM bandwidth; kernels that were `tuned` split where it helps. Reading takes `cold` of
-    its time from HBM: 1 but for a test bench.
+    `LONE_BYTES_PER_S`, whatever HBM could give; kernels that were `tuned` split where it helps. Reading takes `cold` of its time
+    from HBM: 1 but for a test bench.
     """
     software = attention_software(gpu)
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
@@ -131,27 +131,18 @@ def decode_attention(
     if _transposed(gpu, kv_dtype):
         transpose_s = token_bytes / 2 / (c["transpose"] * cycles_per_s(gpu))
         memory_s = (memory_s**4 + transpose_s**4) ** 0.25
-    alone = (heads == kv_heads) & (not software.splits_ungrouped and "tuned" not in c)
+    splits = software.splits_ungrouped or kv_dtype == "fp8" or "tuned" in c
+    whole = (heads == kv_heads) & (not splits)
     busy = np.clip(sequences * kv_heads / gpu.sm_count, 1e-9, 1.0)
     walked = (head_dim + KEY_ELEMENTS) / (WIDE_HEAD + KEY_ELEMENTS) * _wide(c, gpu, head_dim, kv_dtype)
     split_s = c["key_s"] * walked / np.maximum(sequences, 1.0)
-    alone_s = token_bytes / (c.get("unsplit", UNSPLIT) * busy * gpu.hbm_bytes_per_s)
-    memory_s = np.cbrt(memory_s**3 + np.where(alone, alone_s, split_s) ** 3)
+    whole_s = token_bytes / (LONE_BYTES_PER_S * busy * gpu.sm_count)
+    memory_s = np.cbrt(memory_s**3 + np.where(whole, whole_s, split_s) ** 3)
     compute_s = 4 * heads * head_dim / (c["compute"] * gpu.flops_per_s["bf16"]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
-    launches = software.decode_launches - np.where(alone, 1.0, 0.0)  # no splits to sum
+    launches = software.decode_launches - np.where(whole, 1.0, 0.0)  # no splits to sum
     fixed_s = c["launch_s"] * launches + c["tile_s"] * sequences * kv_heads / (gpu.sm_count * software.decode_tiles)
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
-
-
-def from_l2(c: Constants, gpu: Gpu, read_bytes: Floats) -> Floats:
-    """What remains of the HBM time when a measurement repeats one kernel and finds its KV cache in L2.
-
-    Below `warm_l2` of the L2's size it is read in `warm_time` of the time. In an engine the weights of all layers have
-    passed through L2 since.
-    """
-    found = 1 / (1 + (read_bytes / (c["warm_l2"] * gpu.l2_bytes)) ** 6)
-    return np.asarray(1 - found * (1 - c["warm_time"]))
 
 
 def prefill_mla(

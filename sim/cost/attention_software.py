@@ -25,7 +25,8 @@ class AttentionSoftware(NamedTuple):
     overlap: float
     """How the tensor cores' time and the softmax's combine: 1 one after the other, more the better they overlap."""
     splits_ungrouped: bool
-    """Keys are split over thread blocks too where every query head has a KV head of its own."""
+    """Keys are split over thread blocks too where every query head has a KV head of its own. Over an fp8 cache they always are:
+    where FlashAttention does not read it, FlashInfer does."""
     transposes_fp8: bool
     """Over an fp8 cache both products are in fp8: a kernel more quantises the queries, and values are transposed on the way to
     the tensor cores, which take them in one layout only, through registers that a head of more than 128 elements overflows."""

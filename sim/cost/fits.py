@@ -98,6 +98,16 @@ def cycles_per_s(gpu: Gpu) -> float:
     return gpu.sm_count * gpu.boost_hz
 
 
+def from_l2(c: Constants, gpu: Gpu, read_bytes: Floats) -> Floats:
+    """What remains of the HBM time when a measurement repeats one kernel and finds what it reads in L2.
+
+    Below `warm_l2` of the L2's size it is read in `warm_time` of the time. In an engine the weights of all layers have
+    passed through L2 since.
+    """
+    found = 1 / (1 + (read_bytes / (c["warm_l2"] * gpu.l2_bytes)) ** 6)
+    return np.asarray(1 - found * (1 - c["warm_time"]))
+
+
 def _rows(m: Floats, whole: float, tuned: bool) -> Floats:
     """Rows that the tensor cores multiply for `m` tokens: pairs of 128-row tiles beyond one tile, 64 rows at least; an engine
     that tries its kernels has tiles of 192 rows too.
@@ -135,8 +145,17 @@ def _in_waves(c: Constants, gpu: Gpu, m: Floats, n: Floats, k: Floats) -> Floats
     return np.asarray(np.maximum(np.minimum(whole, split), flops))
 
 
-def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats | float, dtype: str) -> KernelTime:
-    """out[m, n] = in[m, k] x weights[k, n].
+def gemm(
+    c: Constants,
+    gpu: Gpu,
+    m: Floats | float,
+    n: Floats | float,
+    k: Floats | float,
+    dtype: str,
+    cold: Floats | float = 1.0,
+) -> KernelTime:
+    """out[m, n] = in[m, k] x weights[k, n], of which reading the weights takes `cold` of its time from HBM (1 but for a test
+    bench that finds them in L2).
 
     body = p-norm of FLOPs over the tensor peak and bytes over HBM. The last tile of tokens, where it is not full, costs
     `whole` of what it lacks (1: a whole tile; in bf16 cuBLAS picks among so many tiles that nothing is left of it). The
@@ -159,7 +178,7 @@ def gemm(c: Constants, gpu: Gpu, m: Floats | float, n: Floats | float, k: Floats
     flops = _in_waves(c, gpu, m, n, k) if weight == ACTIVATION_BYTES else 2 * rows * n * k
     compute_s = (flops / peak + c["serial"] * one_tile_s) / c["compute"]
     moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c.get("activation", c["memory"]) * hbm)
-    memory_s = n * k * weight / (c["memory"] * hbm) + moved_s
+    memory_s = cold * n * k * weight / (c["memory"] * hbm) + moved_s
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["depth_s"] * (k / DEPTH_REFERENCE) ** c["depth_power"] + np.zeros_like(compute)
     if quantised:
@@ -202,6 +221,7 @@ def moe(
     routed: Floats | float,
     pairs: Floats | float,
     dtype: str,
+    cold: Floats | float = 1.0,
 ) -> KernelTime:
     """Grouped gate+up and down GEMMs of the `touched` experts of a rank, over `routed` (token, expert) pairs of its own.
 
@@ -210,7 +230,7 @@ def moe(
     fused_moe, get_default_config), and costs `expert_s` of one SM to set up. The serial reductions over hidden, then
     intermediate, cost `depth_s` for every 4096 elements. All `pairs` of `tokens`, routed here or not, are sorted before, and
     their rows of hidden summed after, at `combine` bytes a cycle on every SM. Where some are not routed here, those of this
-    rank are picked out first, which costs `map_s`.
+    rank are picked out first, which costs `map_s`. Reading the weights takes `cold` of its time from HBM (as in `gemm`).
     """
     tokens, hidden, intermediate = array(tokens), array(hidden), array(intermediate)
     touched, routed = array(touched), array(routed)
@@ -220,7 +240,7 @@ def moe(
     large = tokens_an_expert**4 / (1 + tokens_an_expert**4)
     rows = routed + c["tile"] * (1 + 3 * large) * touched
     compute_s = 6 * rows * hidden * intermediate / (c["compute"] * expert_flops_per_s(gpu, dtype))
-    weights_s = streaming_s(c, gpu, 3 * touched * hidden * intermediate * weight_bytes(dtype))
+    weights_s = cold * streaming_s(c, gpu, 3 * touched * hidden * intermediate * weight_bytes(dtype))
     moved = routed * (hidden * (activation + ACTIVATION_BYTES) + intermediate * (3 * ACTIVATION_BYTES + activation))
     memory, compute = smooth_body(compute_s, weights_s + moved / (c["activation"] * hbm), c["overlap"])
     combine_s = ACTIVATION_BYTES * hidden * (array(pairs) + tokens) / (c["combine"] * cycles_per_s(gpu))

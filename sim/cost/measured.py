@@ -20,6 +20,7 @@ from sim.cost.interpolation import Curve, LogGrid, nearest_row
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.cost.measured_corrections import AffineCurve
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, Table
+from sim.cost.mla_module import MLA_SHAPE
 from sim.cost.measured_usage import Usage
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu, load_gpu
@@ -245,7 +246,7 @@ class MeasuredKernels:
         )
         shape = (kv_lora_rank, rope_dim, nope_dim, v_dim)
         curve = self._once(("prefill_mla", kv_dtype, heads), lambda: self._mla_curve("prefill_mla", heads, kv_dtype))
-        self._substituted(("prefill_mla", kv_dtype), shape != corrections.MLA_SHAPE)
+        self._substituted(("prefill_mla", kv_dtype), shape != MLA_SHAPE)
         equal = _prompt_of_equal_work(new_tokens, context_tokens)
         return self._affine_time(("prefill_mla", kv_dtype), asked, curve, equal)
 
@@ -255,7 +256,7 @@ class MeasuredKernels:
         """Absorbed multi-head latent attention, by the nearest measured number of heads of DeepSeek-V3."""
         asked = self.roofline.decode_mla(sequences, heads, kv_lora_rank, rope_dim, kv_dtype)
         curve = self._once(("decode_mla", kv_dtype, heads), lambda: self._mla_curve("decode_mla", heads, kv_dtype))
-        self._substituted(("decode_mla", kv_dtype), (kv_lora_rank, rope_dim) != corrections.MLA_SHAPE[:2])
+        self._substituted(("decode_mla", kv_dtype), (kv_lora_rank, rope_dim) != MLA_SHAPE[:2])
         return self._affine_decode(("decode_mla", kv_dtype), asked, curve, array(sequences))
 
     def _mla_curve(self, kind: str, heads: int, kv_dtype: str) -> AffineCurve | None:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import attention_fits, fits
-from sim.cost.formats import kv_bytes
+from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.interpolation import Curve, LogGrid, affine_factors, kernel_share, log_grid
 from sim.cost.kernels import DecodeAttentionTime, Floats
 from sim.cost.measured_tables import Table
+from sim.cost.mla_module import NOPE, RANK, ROPE, V, around_s
 from sim.cost.roofline import Roofline
 
 DECODE_CONTEXT = 64.0
@@ -28,13 +29,6 @@ PREFILL_BATCH_TOKENS = 32768.0
 
 SPOILT = 1.5
 """How much longer than with more tokens a matrix multiplication may take before its measurement counts as spoilt."""
-
-# DeepSeek-V3 (config.json), the only shape that MLA tables hold
-_HIDDEN, _Q_RANK, _RANK, _NOPE, _ROPE, _V = 7168, 1536, 512, 128, 64, 128
-MLA_SHAPE = (_RANK, _ROPE, _NOPE, _V)
-"""kv_lora_rank, rope, nope and value dimensions of the measured latent attention."""
-# q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)
-_MODULE_ELEMENTWISE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +51,8 @@ def gemm_grid(roofline: Roofline, table: Table, dtype: str) -> LogGrid:
     values = np.empty(len(table))
     for rows in _by_weights(table):
         n, k = int(table["n"][rows[0]]), int(table["k"][rows[0]])
-        alone_s = roofline.gemm(table["m"][rows], n, k, dtype).total_s
+        cold = fits.from_l2(c, roofline.gpu, n * k * weight_bytes(dtype))
+        alone_s = fits.gemm(c, roofline.gpu, table["m"][rows], n, k, dtype, cold).total_s
         values[rows] = _deviation(
             table["latency_s"][rows], alone_s, fits.gemm_host_s(c, roofline.gpu, table["m"][rows])
         )
@@ -145,7 +140,8 @@ def _moe_deviation(roofline: Roofline, rows: Table, shape: Floats, dtype: str, b
         np.minimum(local, np.maximum(routed, 1)) if balanced else fits.experts_touched(tokens, experts, local, top_k)
     )
     c = roofline.constants("moe", dtype)
-    alone = fits.moe(c, roofline.gpu, tokens, hidden, columns, touched, routed, tokens * top_k, dtype)
+    cold = fits.from_l2(c, roofline.gpu, 3 * touched * hidden * columns * weight_bytes(dtype))
+    alone = fits.moe(c, roofline.gpu, tokens, hidden, columns, touched, routed, tokens * top_k, dtype, cold)
     return Curve(np.log(tokens), _deviation(latency_s, alone.total_s, c.get("host_s")))
 
 
@@ -171,7 +167,7 @@ def decode_curve(
         time = roofline.decode_attention(sequences, heads, kv_heads, head_dim, kv_dtype)
         body_s = context * _slope_s(time)
         # what a test bench that repeats one kernel finds in L2, an engine reads from HBM
-        cold = attention_fits.from_l2(c, gpu, 2 * context * kv_heads * head_dim * kv_bytes(kv_dtype))
+        cold = fits.from_l2(c, gpu, 2 * context * kv_heads * head_dim * kv_bytes(kv_dtype))
         asked_s, seen_s = (
             one.fixed_s + context * (one.memory_s_per_token + one.compute_s_per_token)
             for one in (
@@ -216,12 +212,12 @@ def prefill_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str
 
     def factors(tokens: float, part: Table) -> Point:
         sequences = part["batch_size"]
-        time = roofline.prefill_mla(tokens, 0.0, heads, _RANK, _ROPE, _NOPE, _V, kv_dtype)
+        time = roofline.prefill_mla(tokens, 0.0, heads, RANK, ROPE, NOPE, V, kv_dtype)
         body_s = sequences * (time.memory_s + time.compute_s)
         own_s = time.fixed_s + body_s
-        around_s = _around_s(roofline, sequences * tokens, heads, True) if module else 0.0
+        around_s = around_s(roofline, sequences * tokens, heads, True) if module else 0.0
         measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + around_s, host_s))
-        ideal = peaks.prefill_mla(tokens, 0.0, heads, _RANK, _ROPE, _NOPE, _V, kv_dtype)
+        ideal = peaks.prefill_mla(tokens, 0.0, heads, RANK, ROPE, NOPE, V, kv_dtype)
         least = float(ideal.total_s / (time.memory_s + time.compute_s))
         return time.fixed_s + 0 * sequences, body_s, measured_s, least
 
@@ -237,25 +233,16 @@ def decode_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str,
     def factors(sequences: float, part: Table) -> Point:
         # a module's table counts the new token in `step`, an operator's does not
         context = sequences * (part["step"] + (0 if module else 1))
-        time = roofline.decode_mla(sequences, heads, _RANK, _ROPE, kv_dtype)
+        time = roofline.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         body_s = context * _slope_s(time)
         own_s = time.fixed_s + body_s
-        around_s = _around_s(roofline, np.float64(sequences), heads, False) if module else 0.0
+        around_s = around_s(roofline, sequences, heads, False) if module else 0.0
         measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + around_s, host_s))
-        ideal = peaks.decode_mla(sequences, heads, _RANK, _ROPE, kv_dtype)
+        ideal = peaks.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         return time.fixed_s + 0 * context, body_s, measured_s, _slope_s(ideal) / _slope_s(time)
 
     served = rows.only(rows["step"] + 1 >= DECODE_CONTEXT)
     return _affine_curve(_groups(served, "batch_size"), factors)
-
-
-def _around_s(roofline: Roofline, tokens: Floats | float, heads: int, prefill: bool) -> Floats:
-    """Seconds of what the measured MLA module runs around its attention: bf16 GEMMs and small kernels."""
-    shapes = [(_Q_RANK + _RANK + _ROPE, _HIDDEN), (heads * (_NOPE + _ROPE), _Q_RANK), (_HIDDEN, heads * _V)]
-    shapes += [(heads * (_NOPE + _V), _RANK)] if prefill else [(heads * _RANK, _NOPE), (heads * _V, _RANK)]
-    moved = 2 * fits.ACTIVATION_BYTES * tokens * (_Q_RANK + _RANK + heads * (_NOPE + _ROPE))
-    small_s = roofline.elementwise(moved, _MODULE_ELEMENTWISE).total_s
-    return sum((roofline.gemm(tokens, n, k, "bf16").total_s for n, k in shapes), small_s)
 
 
 def _deviation(measured_s: Floats, alone_s: Floats, host_s: Floats | float | None) -> Floats:

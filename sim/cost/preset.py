@@ -18,7 +18,7 @@ from sim.cost.formats import Quantisation
 from sim.cost.vector_attention import VectorAttention
 from sim.hardware.gpu import Gpu
 
-POWER_BOUND_SM = 89
+POWER_BOUND_SM = 90
 """Compute capability from which GPUs lower their clock under load. Published runs of LMDeploy and of five versions of
 TensorRT-LLM on A100 show prompts computed at the clock at which its kernels were measured."""
 

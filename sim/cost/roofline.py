@@ -16,7 +16,7 @@ from sim.errors import InputError
 from sim.hardware.gpu import Gpu
 
 # the back of an envelope: printed peaks, perfect overlap, no fixed cost
-_FRACTIONS = ("compute", "memory", "activation")
+_PERFECT = ("compute", "memory", "activation", "tuned")
 _NOTHING = (
     "launch_s",
     "depth_s",
@@ -36,8 +36,8 @@ _NOTHING = (
     "depth_power",
     "wide",
 )
-_FREE = ("overlap", "softmax", "split", "unsplit", "combine", "kv", "quantise", "transpose")
-IDEAL: Constants = dict.fromkeys(_FRACTIONS, 1.0) | dict.fromkeys(_NOTHING, 0.0) | dict.fromkeys(_FREE, float("inf"))
+_FREE = ("overlap", "softmax", "split", "combine", "kv", "quantise", "transpose")
+IDEAL: Constants = dict.fromkeys(_PERFECT, 1.0) | dict.fromkeys(_NOTHING, 0.0) | dict.fromkeys(_FREE, float("inf"))
 
 _KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
 
@@ -123,6 +123,8 @@ class Roofline:
 
         Several sequences run in one kernel: their memory and compute parts add up, the fixed part is paid once.
         """
+        if self.fp8_attention != 1.0:
+            kv_dtype = "bf16"
         c = self.constants("prefill_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
         return attention_fits.prefill_attention(
             c, self.gpu, 1.0, new_tokens, context_tokens, heads, kv_heads, head_dim, kv_dtype, window

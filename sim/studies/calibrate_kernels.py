@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cost.attention_software import attention_software
 from sim.cost.fits import Constants
 from sim.cost.kernels import Floats
 from sim.cost.measured_corrections import spoilt_rows
@@ -124,8 +125,9 @@ def calibrate_together(
     for measured in tables:
         kind, dtype = measured[0].kind.kind, measured[0].kind.dtype
         found = fit_group(measured, fitted, catalogue)
-        if len(measured) > most.get((kind, dtype), 0):  # of several kinds of software, what most GPUs run
-            most[kind, dtype] = len(measured)
+        wide = generations(measured, fitted)
+        if wide > most.get((kind, dtype), 0):  # of several kinds of software, what most generations of GPUs run
+            most[kind, dtype] = wide
             shared.setdefault(kind, {})[dtype] = shared_constants(found, measured, shared)
         for one in measured:
             constants = found.own[one.gpu]
@@ -153,6 +155,11 @@ def fit_group(
     found = fit([one.part(fitted[one.gpu]) for one in measured], start, TO_CATALOGUE if known else TO_START)
     own = {one.gpu: _only(found.own[one.gpu], {*one.kind.start, *one.kind.held}) for one in measured}
     return JointFit(own, found.shared)
+
+
+def generations(measured: Sequence[Measured], gpus: Mapping[str, Gpu]) -> int:
+    """Major compute capabilities among the GPUs of `measured`."""
+    return len({gpus[one.gpu].sm_version // 10 for one in measured})
 
 
 def shared_constants(found: JointFit, measured: Sequence[Measured], shared: Shared) -> Constants:
@@ -204,14 +211,14 @@ def read_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
 
 
 def software(kind: KernelKind, table: Table, gpu: Gpu) -> str:
-    """What distinguishes the implementations of one kind: for experts and latent attention the library of the commonest
-    rows, for the others the table's file.
+    """What distinguishes the implementations of one kind: for experts and decoded latents the library of the commonest rows,
+    for others the table's file.
 
-    The prefill of latent attention goes by one name everywhere (FLASH_ATTN), but is FlashAttention-3 on Hopper, which runs
-    nowhere else, and FlashAttention-4 on Blackwell.
+    The prefill of latent attention goes by one name everywhere (FLASH_ATTN), but is FlashAttention-3 on Hopper, FlashAttention-4
+    on data-centre Blackwell and FlashAttention-2 elsewhere.
     """
     if kind.kind == "prefill_mla":
-        return f"{kind.file}, compute capability {gpu.sm_version // 10}"
+        return str(attention_software(gpu))
     if "kernel_source" not in table or kind.kind not in ("moe", "decode_mla"):
         return kind.file
     sources, counts = np.unique(table["kernel_source"][kind.headline(table)], return_counts=True)

@@ -40,7 +40,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "transpose": (0.1, 100.0),
     "quantise": (0.1, 100.0),
     "split": (0.1, 1e3),
-    "unsplit": (0.1, 1e3),
+    "warm_l2": (0.01, 2.0),
     "key_s": (1e-3, 1e3),
     "tile": (1e-3, 1e3),
     "tail": (1e-3, 1e3),

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
-from sim.cost.formats import kv_bytes
+from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats
+from sim.cost.mla_module import NOPE, RANK, ROPE, V, around_s
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu
 from sim.studies.kernel_tables import Table
@@ -55,7 +56,8 @@ def on_host(host_s: Floats | float | None, kernels_s: Floats) -> Floats:
 
 def _gemm(dtype: str) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
-        kernels_s = fits.gemm(c, gpu, table["m"], table["n"], table["k"], dtype).total_s
+        cold = fits.from_l2(c, gpu, table["n"] * table["k"] * weight_bytes(dtype))
+        kernels_s = fits.gemm(c, gpu, table["m"], table["n"], table["k"], dtype, cold).total_s
         return on_host(fits.gemm_host_s(c, gpu, table["m"]), kernels_s)
 
     return predict
@@ -82,7 +84,7 @@ def _decode(dtype: str) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         heads, kv_heads, head_dim = table["num_heads"], table["num_key_value_heads"], table["head_dim"]
         context = table["batch_size"] * (table["step"] + 1)
-        cold = attention_fits.from_l2(c, gpu, 2 * context * kv_heads * head_dim * kv_bytes(dtype))
+        cold = fits.from_l2(c, gpu, 2 * context * kv_heads * head_dim * kv_bytes(dtype))
         time = attention_fits.decode_attention(c, gpu, table["batch_size"], heads, kv_heads, head_dim, dtype, cold)
         return total_s(time, context)
 
@@ -121,40 +123,18 @@ def _moe(dtype: str) -> Predict:
         routed = tokens * table["topk"] * np.maximum(experts / table["moe_ep_size"], 1) / experts
         touched = experts_with_tokens(table)
         columns = table["inter_size"] / table["moe_tp_size"]
-        pairs = tokens * table["topk"]
-        return fits.moe(c, gpu, tokens, table["hidden_size"], columns, touched, routed, pairs, dtype).total_s
+        hidden, pairs = table["hidden_size"], tokens * table["topk"]
+        cold = fits.from_l2(c, gpu, 3 * touched * hidden * columns * weight_bytes(dtype))
+        return fits.moe(c, gpu, tokens, hidden, columns, touched, routed, pairs, dtype, cold).total_s
 
     return predict
-
-
-# DeepSeek-V3 (config.json): hidden 7168, q_lora_rank 1536, kv_lora_rank 512, nope 128, rope 64, v 128
-_HIDDEN, _Q_RANK, _RANK, _NOPE, _ROPE, _V = 7168, 1536, 512, 128, 64, 128
-
-
-# q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)
-_MODULE_ELEMENTWISE = 5
-
-
-def _module_s(gpu: Gpu, tokens: Floats, heads: Floats, prefill: bool) -> Floats:
-    """Seconds of what the measured MLA module runs around its attention: bf16 GEMMs and small kernels."""
-    backend = Roofline(gpu)
-    c = backend.constants("gemm", "bf16")
-    shapes: list[tuple[Floats | float, Floats | float]] = [
-        (_Q_RANK + _RANK + _ROPE, _HIDDEN),
-        (heads * (_NOPE + _ROPE), _Q_RANK),
-        (_HIDDEN, heads * _V),
-    ]
-    shapes += [(heads * (_NOPE + _V), _RANK)] if prefill else [(heads * _RANK, _NOPE), (heads * _V, _RANK)]
-    moved = 2 * fits.ACTIVATION_BYTES * tokens * (_Q_RANK + _RANK + heads * (_NOPE + _ROPE))
-    small = backend.elementwise(moved, _MODULE_ELEMENTWISE).total_s
-    return sum((fits.gemm(c, gpu, tokens, n, k, "bf16").total_s for n, k in shapes), small)
 
 
 def _prefill_mla(module: bool) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         sequences, new, heads = table["batch_size"], table["isl"], table["num_heads"]
-        own = attention_fits.prefill_mla(c, gpu, sequences, new, 0.0, heads, _NOPE + _ROPE, _V).total_s
-        around = _module_s(gpu, sequences * new, heads, True) if module else 0.0
+        own = attention_fits.prefill_mla(c, gpu, sequences, new, 0.0, heads, NOPE + ROPE, V).total_s
+        around = around_s(Roofline(gpu), sequences * new, heads, True) if module else 0.0
         return on_host(c.get("host_s"), own + around)
 
     return predict
@@ -163,10 +143,10 @@ def _prefill_mla(module: bool) -> Predict:
 def _decode_mla(dtype: str, module: bool) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         sequences, heads = table["batch_size"], table["num_heads"]
-        time = attention_fits.decode_mla(c, gpu, sequences, heads, _RANK, _ROPE, dtype)
+        time = attention_fits.decode_mla(c, gpu, sequences, heads, RANK, ROPE, dtype)
         # a module's table counts the new token in `step`, an operator's does not
         own = total_s(time, sequences * (table["step"] + (0 if module else 1)))
-        around = _module_s(gpu, sequences, heads, False) if module else 0.0
+        around = around_s(Roofline(gpu), sequences, heads, False) if module else 0.0
         return on_host(c.get("host_s"), own + around)
 
     return predict
@@ -222,7 +202,8 @@ def _mla_contexts(table: Table) -> NDArray[np.bool_]:
 
 
 _US = 1900.0  # cycles of a microsecond at the clock of recent GPUs
-_GEMM = {
+_WARM = {"warm_l2": 0.3, "warm_time": 0.5}
+_GEMM = _WARM | {
     "launch_s": 2 * _US, "depth_s": 2 * _US, "depth_power": 0.5, "compute": 0.8, "serial": 0.3, "memory": 0.85,
     "activation": 0.6, "overlap": 3.0,
 }  # fmt: skip
@@ -231,9 +212,8 @@ _PREFILL = {
     "launch_s": 4 * _US, "block_s": 1 * _US, "row_s": 0.1 * _US, "compute": 0.8, "softmax": 1.2, "tile": 30.0, "kv": 3.0,
     "tail": 0.5,
 }  # fmt: skip
-_DECODE = {
-    "launch_s": 4 * _US, "tile_s": 1 * _US, "compute": 0.5, "memory": 0.85, "overlap": 2.0, "warm_l2": 0.7,
-    "warm_time": 0.5, "key_s": 0.0003 * _US,
+_DECODE = _WARM | {
+    "launch_s": 4 * _US, "tile_s": 1 * _US, "compute": 0.5, "memory": 0.85, "overlap": 2.0, "key_s": 0.0003 * _US,
 }  # fmt: skip
 _MLA_PREFILL = {
     "launch_s": 20 * _US, "row_s": 0.5 * _US, "compute": 0.5, "softmax": 1.2, "tile": 100.0, "kv": 4.0, "overlap": 1.5,
@@ -242,7 +222,7 @@ _MLA_PREFILL = {
 _MLA_DECODE = {
     "launch_s": 20 * _US, "tile_s": 2 * _US, "head_s": 0.3 * _US, "compute": 0.5, "memory": 0.8, "overlap": 2.0, "split": 30.0,
 }  # fmt: skip
-_MOE = {
+_MOE = _WARM | {
     "launch_s": 12 * _US, "depth_s": 10 * _US, "compute": 0.6, "memory": 0.8, "tile": 16.0, "activation": 0.4, "overlap": 2.0,
     "combine": 4.0, "expert_s": 1 * _US, "map_s": 2 * _US,
 }  # fmt: skip
@@ -252,13 +232,15 @@ MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4", "
 
 
 # What a measurement without CUDA graphs hides behind the host
-_BEHIND_HOST = ("launch_s", "depth_s", "depth_power", "whole")
+_BEHIND_HOST = ("launch_s", "depth_s", "depth_power", "whole", *_WARM)
 _BLOCK_SCALED = {
     "compute": 0.8, "serial": 0.3, "overlap": 3.0, "quantise": 6.0,
     "host_s": 80 * _US, "few_host_s": 60 * _US, "align_host_s": 10 * _US,
 }  # fmt: skip
 # A quantised operand is unpacked by the SMs; HBM streams no faster or slower for it than in bf16.
 _STREAM, _LIKE_BF16 = {"stream": 10.0}, {"memory": "bf16"}
+# nor does the bench leave more of one format's experts in L2 than of another's
+_EXPERTS_LIKE_BF16 = _LIKE_BF16 | dict.fromkeys(_WARM, "bf16")
 
 
 def _gemms() -> list[KernelKind]:
@@ -326,7 +308,7 @@ def _moes() -> list[KernelKind]:
     kinds = []
     for dtype in ("bf16", "fp8", "fp8_block", "nvfp4", "int4_wo", "mxfp4"):
         where: dict[str, str | int] = {"moe_dtype": MOE_NAMES.get(dtype, dtype), "distribution": "balanced"}
-        start, held = (_MOE, {}) if dtype == "bf16" else (_MOE | _STREAM, _LIKE_BF16)
+        start, held = (_MOE, {}) if dtype == "bf16" else (_MOE | _STREAM, _EXPERTS_LIKE_BF16)
         file = "moe/moe_perf.parquet"
         kinds.append(KernelKind("moe", dtype, file, where, shape, start, _moe(dtype), _common_software, held=held))
     return kinds

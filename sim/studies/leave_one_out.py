@@ -19,6 +19,7 @@ from sim.studies.calibrate_kernels import (
     calibrate_together,
     error_rows,
     fit_group,
+    generations,
     measured_gpus,
     read_tables,
     shared_constants,
@@ -69,7 +70,7 @@ def leave_one_out(folder: str | Path, kinds: Sequence[KernelKind] = KERNEL_KINDS
         others = [other for other in groups if other is not group and (other[0].kind.kind, other[0].kind.dtype) == key]
         for one in group:
             rest = [other for other in group if other.gpu != one.gpu]
-            relatives = rest or (others[0] if others else [])
+            relatives = rest or max(others, key=lambda other: generations(other, fitted), default=[])
             if relatives:
                 rows.append(_left_out(one, relatives, fitted, shared, same_software=bool(rest)))
     return rows

@@ -1,0 +1,60 @@
+"""What a measured module of latent attention holds beside its attention, which engines run otherwise or price elsewhere.
+
+The modules of aiconfigurator's tables have DeepSeek-V3's shape and bf16 weights. Around their attention run four or five
+GEMMs and a few small kernels. All but those of one GPU were measured with PyTorch's own chain of norms and rotary embeddings,
+some twenty kernels in the place of two, which no engine runs: the B200's were measured anew with fused kernels on 27 July 2026
+(its collection_meta.yaml: "the previous rows ran the never-in-serving native chain", 34 % above a trace of the engine where the
+new ones are 9 % below it).
+"""
+
+from __future__ import annotations
+
+from sim.cost import fits
+from sim.cost.fits import ACTIVATION_BYTES, array, cycles_per_s
+from sim.cost.kernels import Floats
+from sim.cost.roofline import Roofline
+
+# DeepSeek-V3 (config.json), the only shape that MLA tables hold
+HIDDEN, Q_RANK, RANK, NOPE, ROPE, V = 7168, 1536, 512, 128, 64, 128
+MLA_SHAPE = (RANK, ROPE, NOPE, V)
+"""kv_lora_rank, rope, nope and value dimensions of the measured latent attention."""
+ELEMENTWISE = 5
+"""q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)."""
+
+MEASURED_FUSED = frozenset({"b200-sxm"})
+"""GPUs whose modules were measured as engines run them."""
+NATIVE_S, NATIVE_FILLED_S, NATIVE_HALF_TOKENS = 38e-6, 18e-6, 6.0
+"""Of the chain for one token; what its kernels take more when they have many, and for how many half of that: GB200 and B300 less
+B200, which run the same attention, at 1 to 512 tokens."""
+NATIVE_TOKEN_BYTES = 42e3
+"""Of a token through HBM, and what it costs an SM: the same differences beyond 1,024 tokens and one head (18 ns a token), split
+as the 25 and 21 ns a token of H100 and H200 ask for, which differ in HBM alone."""
+NATIVE_TOKEN_CYCLES = 2900.0
+NATIVE_HEAD_CYCLES = 190.0
+"""Of a token and head: 0.65 ns on GB200 and B300."""
+
+
+def around_s(roofline: Roofline, tokens: Floats | float, heads: Floats | float, prefill: bool) -> Floats:
+    """Seconds of what the module measured on the GPU of `roofline` ran around its attention, over `tokens` with `heads`."""
+    tokens, heads = array(tokens), array(heads)
+    shapes: list[tuple[Floats | float, Floats | float]] = [
+        (Q_RANK + RANK + ROPE, HIDDEN),
+        (heads * (NOPE + ROPE), Q_RANK),
+        (HIDDEN, heads * V),
+    ]
+    shapes += [(heads * (NOPE + V), RANK)] if prefill else [(heads * RANK, NOPE), (heads * V, RANK)]
+    moved = 2 * ACTIVATION_BYTES * tokens * (Q_RANK + RANK + heads * (NOPE + ROPE))
+    small_s = roofline.elementwise(moved, ELEMENTWISE).total_s
+    c = roofline.constants("gemm", "bf16")
+    gemms_s = (fits.gemm(c, roofline.gpu, tokens, n, k, "bf16").total_s for n, k in shapes)
+    return sum(gemms_s, small_s + _native_s(roofline, tokens, heads))
+
+
+def _native_s(roofline: Roofline, tokens: Floats, heads: Floats) -> Floats | float:
+    """Seconds of PyTorch's own chain beyond the fused kernels that stand for it."""
+    gpu = roofline.gpu
+    if gpu.name in MEASURED_FUSED:
+        return 0.0
+    cycles = tokens * (NATIVE_TOKEN_CYCLES + NATIVE_HEAD_CYCLES * heads)
+    launched_s = NATIVE_S + NATIVE_FILLED_S * tokens / (tokens + NATIVE_HALF_TOKENS)
+    return launched_s + roofline.elementwise(tokens * NATIVE_TOKEN_BYTES, 0).total_s + cycles / cycles_per_s(gpu)
