@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate_kernels(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of measured kernel tables.")],
+    folder: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", help="Folder of measured kernel tables; else those installed.")
+    ] = None,
     gpu: Annotated[str | None, typer.Option("--gpu", help="One GPU; all that were measured if not given.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the fitted constants into the GPU files.")] = False,
     without: Annotated[
@@ -38,9 +40,11 @@ def calibrate_kernels(
     json: Json = False,
 ) -> None:
     """Fit the kernel roofline to measured tables and print the error of each fit."""
+    from sim.cost.measured_tables import tables_root
     from sim.results.console import table
     from sim.studies.calibrate_kernels import run
 
+    folder = folder or str(tables_root("DIR"))
     if out is not None:
         _write_kernel_factors(folder, gpu, out, json)
         return

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ PACKAGE = "aiconfigurator_core"
 DEFAULT_FRAMEWORK = "vllm"
 
 Where = tuple[tuple[str, str | int], ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +73,24 @@ class GpuTables:
         Raises:
             InputError: the file lacks one of the columns.
         """
-        for paths in self._paths(family, file):
+        for paths in self.paths(family, file):
             tables = [table for path in paths if (table := _read(path, tuple(where.items()), tuple(shape))) is not None]
-            most = max((len(table) for table in tables), default=0)
-            # a release candidate may bring no more than the few shapes that it added
-            for table in reversed(tables):
-                if 2 * len(table) >= most:
-                    return table
+            if tables:
+                return newest(tables, len)
         return None
 
-    def _paths(self, family: str, file: str) -> Iterator[list[Path]]:
+    def paths(self, family: str, file: str) -> Iterator[list[Path]]:
         """The places to look in one after the other, each with its versions in ascending order."""
         yield [path for path in [self.folder / family / file] if path.is_file()]
         for framework in dict.fromkeys((self.framework, DEFAULT_FRAMEWORK)):
             yield sorted((self.folder / family / framework).glob(f"*/{file}"), key=_version)
+
+
+def newest(tables: Sequence[T], rows: Callable[[T], int]) -> T:
+    """The last of `tables`, in ascending order of versions, that has at least half the rows of the fullest: a release candidate
+    may bring no more than the few shapes that it added."""
+    most = max(rows(table) for table in tables)
+    return next(table for table in reversed(tables) if 2 * rows(table) >= most)
 
 
 def find_tables(gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "costs") -> GpuTables | None:
@@ -100,7 +106,7 @@ def find_tables(gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "cost
     Raises:
         InputError: no tables are installed, or TWOWALLS_TABLES names no folder.
     """
-    root = tables_root(where)
+    root = tables_root(where, ", or write costs: roofline")
     if (root / "gemm").is_dir() or (root / "attention").is_dir():
         return GpuTables(root, framework)
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -112,8 +118,12 @@ def find_tables(gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "cost
     return None
 
 
-def tables_root(where: str) -> Path:
+def tables_root(where: str, otherwise: str = "") -> Path:
     """The folder of the installed tables, one folder a GPU or the folder of one GPU.
+
+    Args:
+        where: what asks for tables, for the error message.
+        otherwise: what the message offers beside installing them.
 
     Raises:
         InputError: no tables are installed, or TWOWALLS_TABLES names no folder.
@@ -122,7 +132,7 @@ def tables_root(where: str) -> Path:
     if named:
         folder = Path(named).expanduser()
         if not folder.is_dir():
-            raise InputError(where, f"got measured, but {VARIABLE} is '{named}', which is no folder")
+            raise InputError(where, f"{VARIABLE} is '{named}', which is no folder")
         return folder
     spec = importlib.util.find_spec(PACKAGE)
     for location in (spec.submodule_search_locations or []) if spec else []:
@@ -131,8 +141,8 @@ def tables_root(where: str) -> Path:
             return folder
     raise InputError(
         where,
-        "got measured, but no measured kernel tables are installed",
-        f'pip install "twowalls[measured]", or set {VARIABLE} to a folder of tables, or write costs: roofline',
+        "no measured kernel tables are installed",
+        f'pip install "twowalls[measured]", or set {VARIABLE} to a folder of tables{otherwise}',
     )
 
 

@@ -42,6 +42,12 @@ IDEAL: Constants = dict.fromkeys(_PERFECT, 1.0) | dict.fromkeys(_NOTHING, 0.0) |
 _KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
 
 
+def prompt_dtype(kv_dtype: str, fp8_attention: float) -> str:
+    """The format in which prompts attend: an engine with decode kernels of its own (`fp8_attention` other than 1) multiplies a
+    prompt's keys before they are cast to the cache's (TensorRT-LLM, unless told use_fp8_context_fmha)."""
+    return kv_dtype if fp8_attention == 1.0 else "bf16"
+
+
 class Roofline:
     """Durations of kernels on one GPU, alone; implements `sim.cost.kernels.KernelBackend`.
 
@@ -123,8 +129,7 @@ class Roofline:
 
         Several sequences run in one kernel: their memory and compute parts add up, the fixed part is paid once.
         """
-        if self.fp8_attention != 1.0:
-            kv_dtype = "bf16"
+        kv_dtype = prompt_dtype(kv_dtype, self.fp8_attention)
         c = self.constants("prefill_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
         return attention_fits.prefill_attention(
             c, self.gpu, 1.0, new_tokens, context_tokens, heads, kv_heads, head_dim, kv_dtype, window
