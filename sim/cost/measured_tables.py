@@ -9,11 +9,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,6 @@ PACKAGE = "aiconfigurator_core"
 DEFAULT_FRAMEWORK = "vllm"
 
 Where = tuple[tuple[str, str | int], ...]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +73,11 @@ class GpuTables:
         """
         for paths in self.paths(family, file):
             tables = [table for path in paths if (table := _read(path, tuple(where.items()), tuple(shape))) is not None]
-            if tables:
-                return newest(tables, len)
+            most = max((len(table) for table in tables), default=0)
+            # a release candidate may bring no more than the few shapes that it added
+            for table in reversed(tables):
+                if 2 * len(table) >= most:
+                    return table
         return None
 
     def paths(self, family: str, file: str) -> Iterator[list[Path]]:
@@ -84,13 +85,6 @@ class GpuTables:
         yield [path for path in [self.folder / family / file] if path.is_file()]
         for framework in dict.fromkeys((self.framework, DEFAULT_FRAMEWORK)):
             yield sorted((self.folder / family / framework).glob(f"*/{file}"), key=_version)
-
-
-def newest(tables: Sequence[T], rows: Callable[[T], int]) -> T:
-    """The last of `tables`, in ascending order of versions, that has at least half the rows of the fullest: a release candidate
-    may bring no more than the few shapes that it added."""
-    most = max(rows(table) for table in tables)
-    return next(table for table in reversed(tables) if 2 * rows(table) >= most)
 
 
 def find_tables(gpu: Gpu, framework: str = DEFAULT_FRAMEWORK, where: str = "costs") -> GpuTables | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost.measured_tables import GpuTables, newest
+from sim.cost.measured_tables import GpuTables
 from sim.errors import InputError
 
 Table = Mapping[str, NDArray[Any]]
@@ -24,17 +24,15 @@ def read_table(folder: Path, file: str, where: Mapping[str, str | int], shape: S
     """The fastest row of every shape of one file, or None where the file or such rows do not exist.
 
     Args:
-        folder: of one GPU, with gemm/, attention/, mla/ and moe/ below, in either layout of `GpuTables`.
+        folder: of one GPU, with gemm/, attention/, mla/ and moe/ below, in either layout of `GpuTables`; of several versions
+            the newest that has such rows.
         file: family and name, such as "gemm/gemm_perf.parquet".
         where: values that columns must have; a column the file lacks is taken as matching.
         shape: columns that together name a shape.
     """
     family, name = file.split("/")
-    for paths in GpuTables(folder).paths(family, name):
-        tables = [table for path in paths if (table := _read(path, where, shape)) is not None]
-        if tables:
-            return newest(tables, lambda table: len(table["latency_s"]))
-    return None
+    versions = [path for paths in GpuTables(folder).paths(family, name) for path in reversed(paths)]
+    return next((table for path in versions if (table := _read(path, where, shape)) is not None), None)
 
 
 def _read(path: Path, where: Mapping[str, str | int], shape: Sequence[str]) -> Table | None:
