@@ -20,7 +20,7 @@ from sim.cost.interpolation import Curve, LogGrid, nearest_row
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.cost.measured_corrections import AffineCurve
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, Table
-from sim.cost.mla_module import MLA_SHAPE
+from sim.cost.mla_module import MLA_SHAPE, MODEL
 from sim.cost.measured_usage import Usage
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu, load_gpu
@@ -264,6 +264,7 @@ class MeasuredKernels:
         dtype = _KV_DTYPES.get(kv_dtype, kv_dtype)
         where: dict[str, str | int] = {
             "kv_cache_dtype": _TABLE_DTYPES.get(dtype, dtype), "gemm_type": "bfloat16", "mla_dtype": "bfloat16",
+            "model": MODEL,
         }  # fmt: skip
         columns = ("num_heads", "batch_size", "isl" if prefill else "step")
         for pattern, module in _MLA_FILES:

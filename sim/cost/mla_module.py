@@ -1,10 +1,10 @@
 """What a measured module of latent attention holds beside its attention, which engines run otherwise or price elsewhere.
 
 The modules of aiconfigurator's tables have DeepSeek-V3's shape and bf16 weights. Around their attention run four or five
-GEMMs and a few small kernels. All but those of one GPU were measured with PyTorch's own chain of norms and rotary embeddings,
+GEMMs and a few small kernels. All but those of two GPUs were measured with PyTorch's own chain of norms and rotary embeddings,
 some twenty kernels in the place of two, which no engine runs: the B200's were measured anew with fused kernels on 27 July 2026
 (its collection_meta.yaml: "the previous rows ran the never-in-serving native chain", 34 % above a trace of the engine where the
-new ones are 9 % below it).
+new ones are 9 % below it), and so were the GB300's in August, with vLLM 0.27: 0.6 of what vLLM 0.24 took there, 0.97 of the B200's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from sim.cost.roofline import Roofline
 
 # DeepSeek-V3 (config.json), the only shape that MLA tables hold
 HIDDEN, Q_RANK, RANK, NOPE, ROPE, V = 7168, 1536, 512, 128, 64, 128
+MODEL = "deepseek-ai/DeepSeek-V3"
+"""As the tables of modules name it; a later one holds others too."""
 MLA_SHAPE = (RANK, ROPE, NOPE, V)
 """kv_lora_rank, rope, nope and value dimensions of the measured latent attention."""
 ELEMENTWISE = 5
 """q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)."""
 
-MEASURED_FUSED = frozenset({"b200-sxm"})
+MEASURED_FUSED = frozenset({"b200-sxm", "gb300"})
 """GPUs whose modules were measured as engines run them."""
 NATIVE_S, NATIVE_FILLED_S, NATIVE_HALF_TOKENS = 38e-6, 18e-6, 6.0
 """Of the chain for one token; what its kernels take more when they have many, and for how many half of that: GB200 and B300 less

@@ -12,7 +12,7 @@ from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
 from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats
-from sim.cost.mla_module import NOPE, RANK, ROPE, V, around_s
+from sim.cost.mla_module import MODEL, NOPE, RANK, ROPE, V, around_s
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu
 from sim.studies.kernel_tables import Table
@@ -287,7 +287,7 @@ def _mlas() -> list[KernelKind]:
     for dtype in ("bf16", "fp8"):
         stream, held = ({}, {}) if dtype == "bf16" else (_STREAM, _LIKE_BF16)
         where: dict[str, str | int] = {"kv_cache_dtype": _TABLE_NAMES.get(dtype, dtype)}
-        where |= {"gemm_type": "bfloat16", "mla_dtype": "bfloat16"}
+        where |= {"gemm_type": "bfloat16", "mla_dtype": "bfloat16", "model": MODEL}
         file, predict = "mla/mla_context_module_perf.parquet", _prefill_mla(True)
         kinds.append(KernelKind("prefill_mla", dtype, file, where, prompts, _MLA_PREFILL, predict, _mla_prompts))
         file, predict, start = "mla/mla_generation_module_perf.parquet", _decode_mla(dtype, True), _MLA_DECODE | stream
