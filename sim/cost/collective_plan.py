@@ -82,7 +82,7 @@ class Plan:
     algorithm: str
     phases: list[Phase]
     launch: str
-    """The launch cost it pays: nccl, peer or custom."""
+    """The launch cost it pays: nccl, peer, custom, or none beyond what its method takes to start."""
     protocols: tuple[str, ...]
     """LL, LL128, Simple; one empty string where the family has no choice."""
     copied: float = 1.0

@@ -17,6 +17,7 @@ from sim.cost.collective_constants import (
     CONSTANTS,
     CUSTOM_LIMIT_BYTES,
     EAGER_COPY,
+    LAMPORT_LIMIT_BYTES,
     LinkConstants,
 )
 from sim.cost.collective_plan import Plan, Price
@@ -27,10 +28,12 @@ from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS, LINK_KINDS, PCIE_KINDS, CalibrationSpec
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-SOFTWARE = ("custom", "nccl", "eager", "torch", "ideal")
-"""custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; eager: the same without CUDA graphs; nccl: NCCL, one
-call behind another as nccl-tests does; torch: NCCL through torch.distributed, launched one by one; ideal: free."""
-_WITH_ENGINES_KERNELS = ("custom", "eager")
+SOFTWARE = ("custom", "trtllm", "nccl", "eager", "torch", "ideal")
+"""custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; trtllm: TensorRT-LLM's one-shot kernel or NCCL,
+whichever is faster, as its own tables show (no second shot, no switch that reduces: eight H100s take 26 to 80 us for 1 to 8 MB
+where vLLM takes 15 to 50); eager: as custom, without CUDA graphs; nccl: NCCL, one call behind another as nccl-tests does; torch:
+NCCL through torch.distributed, launched one by one; ideal: free."""
+_WITH_ENGINES_KERNELS = ("custom", "trtllm", "eager")
 # NCCL takes NVLS from five GPUs on (measured in Stas Bekman's ML Engineering book: ring at 4 GPUs, NVLS from 5)
 _NVLS_FROM_GPUS = 5
 
@@ -312,11 +315,14 @@ class Communicator:
         ]
 
     def _custom(self) -> list[Callable[[], Plan | None]]:
-        """vLLM's own kernels: one node, peers that read each other's memory, a bounded message."""
+        """An engine's own kernels: one node, peers that read each other's memory, a bounded message."""
         group, n = self.group, len(self.group)
         limit = CUSTOM_LIMIT_BYTES.get(self.kind, {}).get(n, 0.0)
         if not limit or len({self.topology.node_of[gpu] for gpu in group.gpus}) > 1 or not group.direct():
             return []
+        if self.software == "trtllm":
+            lamport = algorithms.exchange(group, 1.0, 1, "lamport", "none", ("",))
+            return [lambda: replace(lamport, limit_bytes=LAMPORT_LIMIT_BYTES)]
         switch = group.reducing_switch()
         plans = [algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",))]
         if n > 2:
@@ -330,10 +336,10 @@ class Communicator:
 def launch_s(constants: LinkConstants, plan: Plan) -> float:
     """What starting the kernel of a plan takes."""
     launches = {"nccl": constants.launch_s, "peer": constants.peer_launch_s, "custom": constants.custom_launch_s}
-    return launches[plan.launch]
+    return launches.get(plan.launch, 0.0)
 
 
-ENGINES_KERNELS = ("one_shot", "two_shot", "multimem")
+ENGINES_KERNELS = ("one_shot", "two_shot", "multimem", "lamport")
 """Families of all-reduce kernels that engines bring along."""
 
 

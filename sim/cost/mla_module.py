@@ -4,7 +4,7 @@ The modules of aiconfigurator's tables have DeepSeek-V3's shape and bf16 weights
 GEMMs and a few small kernels. All but those of two GPUs were measured with PyTorch's own chain of norms and rotary embeddings,
 some twenty kernels in the place of two, which no engine runs: the B200's were measured anew with fused kernels on 27 July 2026
 (its collection_meta.yaml: "the previous rows ran the never-in-serving native chain", 34 % above a trace of the engine where the
-new ones are 9 % below it), and so were the GB300's in August, with vLLM 0.27: 0.6 of what vLLM 0.24 took there, 0.97 of the B200's.
+new ones are 9 % below it), and so were the GB300's in August, with vLLM 0.27: 0.6 of what 0.24 took there, 0.97 of the B200's.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _communicator(topology: str, gpu: str, nodes: int, ranks: int, software: str
 def software_of(engine: str) -> str:
     """The software path of a measured collective, from what its row says ran."""
     words = engine.lower()
-    paths = (("eager", "eager"), ("custom", "custom"), ("trtllm", "custom"), ("torch.distributed", "torch"))
+    paths = (("eager", "eager"), ("custom", "custom"), ("trtllm", "trtllm"), ("torch.distributed", "torch"))
     return next((path for word, path in paths if word in words), "nccl")
 
 

@@ -246,6 +246,10 @@ def _lengths(row: MeasuredRow, harness: Harness) -> tuple[dict[str, Any], dict[s
             for key, n in (("input_tokens", own), ("output_tokens", output))
         }
         return {"kind": "uniform", **ranges}, None
+    if harness.outputs is not None:
+        low, high = harness.outputs
+        spread = {"input_tokens": [own, own], "output_tokens": [max(round(low * output), 1), round(high * output)]}
+        return {"kind": "uniform", **spread}, None
     one = {"kind": "fixed", "input_tokens": own, "output_tokens": output}
     return one, {"tokens": shared} if shared else None
 
