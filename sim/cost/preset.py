@@ -203,7 +203,7 @@ PRESETS: dict[str, EnginePreset] = {
 
 ASYNC_SINCE = (0, 14)
 """vLLM schedules asynchronously by default from this version on (its release notes)."""
-TRTLLM_SERVER = ((1, 1), 88e-6)
+TRTLLM_SERVER = ((1, 1), 108e-6)
 """(version before which, server time a token) of trtllm-serve: up to 9,280 tokens/s in the runs of 1.0.0rc3, with seconds to the
 first token long before; a run of 1.2 behind NVIDIA's Dynamo streams 10,140 without."""
 TRTLLM_LAUNCH = ((1, 0), 0.3e-3)

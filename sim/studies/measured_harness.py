@@ -47,9 +47,9 @@ BLANK = ("", "unknown", "unknown (blank in source)")
 """How a precision reads that the source left blank."""
 UNEVEN_OUTPUTS = (0.8, 1.2)
 """Outputs over the nominal in NVIDIA's runs of TensorRT-LLM 1.0.0rc3 whose precision is left blank; one of their users always
-waits for a place besides. Found on those runs (Llama-3.1-8B): at 8 to 32 users TTFT grows with the time of one generation over the
-users, whatever the prompt, and is otherwise that of prompts that do not come in trains. Runs whose precision is stated
-(Qwen3-32B) show neither."""
+waits for a place besides. Found on those runs (Llama-3.1-8B): at 8 to 32 users TTFT grows by the time of one generation over the
+number of users, whatever the prompt, and is otherwise that of prompts that do not come in trains. Runs whose precision is
+stated (Qwen3-32B) show neither."""
 
 
 @dataclass(slots=True)
