@@ -216,5 +216,7 @@ CUSTOM_LIMIT_BYTES: Mapping[str, Mapping[int, float]] = MappingProxyType(
 """Largest message of vLLM's custom and symmetric-memory all-reduce by the number of GPUs, as seen in the tables (above it
 they equal NCCL's); infinity_fabric: vLLM's default. vLLM serves 2, 4, 6 and 8 GPUs of one node and leaves the rest to NCCL."""
 
+SHOTS_LIMIT_BYTES = 8 * MIB - 1
+"""Largest message of one and two shots where nothing else takes over (vLLM 0.14, custom_all_reduce.py; its table on H100)."""
 LAMPORT_LIMIT_BYTES = 8 * MIB
 """Largest message of TensorRT-LLM's one-shot kernel: from 16 MB on two GPUs its tables equal NCCL's, whatever the GPU."""

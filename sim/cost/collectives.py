@@ -18,6 +18,7 @@ from sim.cost.collective_constants import (
     CUSTOM_LIMIT_BYTES,
     EAGER_COPY,
     LAMPORT_LIMIT_BYTES,
+    SHOTS_LIMIT_BYTES,
     LinkConstants,
 )
 from sim.cost.collective_plan import Plan, Price
@@ -28,12 +29,12 @@ from sim.hardware.topology import Topology
 from sim.hardware.topology_language import DIRECT_KINDS, LINK_KINDS, PCIE_KINDS, CalibrationSpec
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
-SOFTWARE = ("custom", "trtllm", "nccl", "eager", "torch", "ideal")
-"""custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; trtllm: TensorRT-LLM's one-shot kernel or NCCL,
-whichever is faster, as its own tables show (no second shot, no switch that reduces: eight H100s take 26 to 80 us for 1 to 8 MB
-where vLLM takes 15 to 50); eager: as custom, without CUDA graphs; nccl: NCCL, one call behind another as nccl-tests does; torch:
-NCCL through torch.distributed, launched one by one; ideal: free."""
-_WITH_ENGINES_KERNELS = ("custom", "trtllm", "eager")
+SOFTWARE = ("custom", "shots", "trtllm", "nccl", "eager", "torch", "ideal")
+"""custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; shots: the same without those that let the switch
+reduce, as SGLang 0.5 (its tables of 0.5.9 and 0.5.10); trtllm: TensorRT-LLM's one-shot kernel or NCCL, whichever is faster, as its own tables show
+(eight H100s take 26 to 80 us for 1 to 8 MB where vLLM takes 15 to 50); eager: as custom, without CUDA graphs; nccl: NCCL, one
+call behind another as nccl-tests does; torch: NCCL through torch.distributed, launched one by one; ideal: free."""
+_WITH_ENGINES_KERNELS = ("custom", "shots", "trtllm", "eager")
 # NCCL takes NVLS from five GPUs on (measured in Stas Bekman's ML Engineering book: ring at 4 GPUs, NVLS from 5)
 _NVLS_FROM_GPUS = 5
 
@@ -324,6 +325,8 @@ class Communicator:
             lamport = algorithms.exchange(group, 1.0, 1, "lamport", "none", ("",))
             return [lambda: replace(lamport, limit_bytes=LAMPORT_LIMIT_BYTES)]
         switch = group.reducing_switch()
+        if self.software == "shots":
+            switch, limit = None, min(limit, SHOTS_LIMIT_BYTES)
         plans = [algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",))]
         if n > 2:
             plans.append(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))

@@ -45,7 +45,7 @@ class EnginePreset:
     async_scheduling: bool
     """The next iteration is scheduled while the GPU runs this one."""
     software: str
-    """Which all-reduce implementation: custom (engine's kernel under CUDA graphs), nccl, eager, ideal (free)."""
+    """Whose all-reduce: one of `sim.cost.collectives.SOFTWARE`."""
     graph_sizes: tuple[int, ...]
     """Token counts that CUDA graphs are captured for; smaller batches are padded up. Empty: no padding."""
     server_token_s: float = 0.0
@@ -191,7 +191,7 @@ PRESETS: dict[str, EnginePreset] = {
         entry_s=20e-3,
         exit_s=1e-3,
         async_scheduling=True,
-        software="custom",
+        software="shots",
         graph_sizes=vllm_graph_sizes(),
         server_token_s=48e-6,
         launch_layer_s=0.25e-3,
