@@ -31,9 +31,10 @@ from sim.hardware.topology_language import DIRECT_KINDS, LINK_KINDS, PCIE_KINDS,
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
 SOFTWARE = ("custom", "shots", "trtllm", "nccl", "eager", "torch", "ideal")
 """custom: vLLM's kernels under CUDA graphs, NCCL where they do not apply; shots: the same without those that let the switch
-reduce, as SGLang 0.5 (its tables of 0.5.9 and 0.5.10); trtllm: TensorRT-LLM's one-shot kernel or NCCL, whichever is faster, as its own tables show
-(eight H100s take 26 to 80 us for 1 to 8 MB where vLLM takes 15 to 50); eager: as custom, without CUDA graphs; nccl: NCCL, one
-call behind another as nccl-tests does; torch: NCCL through torch.distributed, launched one by one; ideal: free."""
+reduce, as SGLang 0.5 (its tables of 0.5.9 and 0.5.10); trtllm: TensorRT-LLM's one-shot kernel or NCCL, whichever is faster,
+as its own tables show (eight H100s take 26 to 80 us for 1 to 8 MB where vLLM takes 15 to 50); eager: as custom, without CUDA
+graphs; nccl: NCCL, one call behind another as nccl-tests does; torch: NCCL through torch.distributed, launched one by one;
+ideal: free."""
 _WITH_ENGINES_KERNELS = ("custom", "shots", "trtllm", "eager")
 # NCCL takes NVLS from five GPUs on (measured in Stas Bekman's ML Engineering book: ring at 4 GPUs, NVLS from 5)
 _NVLS_FROM_GPUS = 5
