@@ -20,8 +20,8 @@ from sim.cost.interpolation import Curve, LogGrid, nearest_row
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.cost.measured_corrections import AffineCurve
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, Table
-from sim.cost.mla_module import MLA_SHAPE, MODEL
 from sim.cost.measured_usage import Usage
+from sim.cost.mla_module import MLA_SHAPE, MODEL
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu, load_gpu
 
