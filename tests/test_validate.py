@@ -135,7 +135,7 @@ def test_a_sample_of_published_rows_stays_within_its_error(tmp_path: Path):
 def test_rows_are_priced_with_measured_kernels_where_asked(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TWOWALLS_TABLES", str(tmp_path / "nowhere"))
     run = CliRunner().invoke(app, ["validate", str(file), "--workers", "1", "--costs", "measured"])
-    assert "--costs: got measured" in str(run.exception)
+    assert "--costs: TWOWALLS_TABLES is" in str(run.exception)
     run = CliRunner().invoke(app, ["validate", str(file), "--costs", "guessed"])
     assert "--costs: got 'guessed'" in str(run.exception)
     kernels = MEASURED.parent / "kernels"

@@ -10,7 +10,7 @@ from sim.cost.formats import kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.hardware.gpu import Gpu
 
-LONE_BYTES_PER_S = 27e9  # one thread block's loads from HBM, FlashAttention-2: A100 24, L40S 29, RTX PRO 6000 28 GB/s
+LONE_BYTES_PER_S = 26e9  # one thread block's loads from HBM, FlashAttention-2: A100 24, L40S 29, RTX PRO 6000 28 GB/s
 KEY_ELEMENTS = 40.0  # elements that a key costs beyond its own where few blocks walk a context (four GPUs' tables)
 WRITE_THREADS = 512.0  # a token's keys are written by so many threads at most (vLLM, reshape_and_cache_flash)
 WARP = 32.0  # threads

@@ -215,7 +215,7 @@ def prefill_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str
         time = roofline.prefill_mla(tokens, 0.0, heads, RANK, ROPE, NOPE, V, kv_dtype)
         body_s = sequences * (time.memory_s + time.compute_s)
         own_s = time.fixed_s + body_s
-        beside_s = around_s(roofline, sequences * tokens, heads, True) if module else 0.0
+        beside_s = around_s(roofline, sequences * tokens, heads, True, rows.engine) if module else 0.0
         measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + beside_s, host_s))
         ideal = peaks.prefill_mla(tokens, 0.0, heads, RANK, ROPE, NOPE, V, kv_dtype)
         least = float(ideal.total_s / (time.memory_s + time.compute_s))
@@ -236,7 +236,7 @@ def decode_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str,
         time = roofline.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         body_s = context * _slope_s(time)
         own_s = time.fixed_s + body_s
-        beside_s = around_s(roofline, sequences, heads, False) if module else 0.0
+        beside_s = around_s(roofline, sequences, heads, False, rows.engine) if module else 0.0
         measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + beside_s, host_s))
         ideal = peaks.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         return time.fixed_s + 0 * context, body_s, measured_s, _slope_s(ideal) / _slope_s(time)

@@ -1,10 +1,12 @@
 """What a measured module of latent attention holds beside its attention, which engines run otherwise or price elsewhere.
 
 The modules of aiconfigurator's tables have DeepSeek-V3's shape and bf16 weights. Around their attention run four or five
-GEMMs and a few small kernels. All but those of two GPUs were measured with PyTorch's own chain of norms and rotary embeddings,
+GEMMs and a few small kernels. vLLM's, but for two GPUs, were measured with PyTorch's own chain of norms and rotary embeddings,
 some twenty kernels in the place of two, which no engine runs: the B200's were measured anew with fused kernels on 27 July 2026
 (its collection_meta.yaml: "the previous rows ran the never-in-serving native chain", 34 % above a trace of the engine where the
-new ones are 9 % below it), and so were the GB300's in August, with vLLM 0.27: 0.6 of what 0.24 took there, 0.97 of the B200's.
+new ones are 9 % below it), and so were the GB300's in August, with vLLM 0.27: 0.6 of what vLLM 0.24 took there, 0.97 of the
+B200's. TensorRT-LLM's modules fuse them everywhere: one token and 16 heads take 34 us on a B300 and 37 on a B200, vLLM's 75
+and 40.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from sim.cost import fits
 from sim.cost.fits import ACTIVATION_BYTES, array, cycles_per_s
 from sim.cost.kernels import Floats
+from sim.cost.measured_tables import DEFAULT_FRAMEWORK
 from sim.cost.roofline import Roofline
 
 # DeepSeek-V3 (config.json), the only shape that MLA tables hold
@@ -24,7 +27,7 @@ ELEMENTWISE = 5
 """q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)."""
 
 MEASURED_FUSED = frozenset({"b200-sxm", "gb300"})
-"""GPUs whose modules were measured as engines run them."""
+"""GPUs on which vLLM's modules were measured as engines run them."""
 NATIVE_S, NATIVE_FILLED_S, NATIVE_HALF_TOKENS = 38e-6, 18e-6, 6.0
 """Of the chain for one token; what its kernels take more when they have many, and for how many half of that: GB200 and B300 less
 B200, which run the same attention, at 1 to 512 tokens."""
@@ -36,8 +39,11 @@ NATIVE_HEAD_CYCLES = 190.0
 """Of a token and head: 0.65 ns on GB200 and B300."""
 
 
-def around_s(roofline: Roofline, tokens: Floats | float, heads: Floats | float, prefill: bool) -> Floats:
-    """Seconds of what the module measured on the GPU of `roofline` ran around its attention, over `tokens` with `heads`."""
+def around_s(
+    roofline: Roofline, tokens: Floats | float, heads: Floats | float, prefill: bool, engine: str = DEFAULT_FRAMEWORK
+) -> Floats:
+    """Seconds of what the module of `engine` measured on the GPU of `roofline` ran around its attention, over `tokens` with
+    `heads`; an empty `engine` is the default one."""
     tokens, heads = array(tokens), array(heads)
     shapes: list[tuple[Floats | float, Floats | float]] = [
         (Q_RANK + RANK + ROPE, HIDDEN),
@@ -49,14 +55,13 @@ def around_s(roofline: Roofline, tokens: Floats | float, heads: Floats | float, 
     small_s = roofline.elementwise(moved, ELEMENTWISE).total_s
     c = roofline.constants("gemm", "bf16")
     gemms_s = (fits.gemm(c, roofline.gpu, tokens, n, k, "bf16").total_s for n, k in shapes)
-    return sum(gemms_s, small_s + _native_s(roofline, tokens, heads))
+    native = engine in ("", DEFAULT_FRAMEWORK) and roofline.gpu.name not in MEASURED_FUSED
+    return sum(gemms_s, small_s + (_native_s(roofline, tokens, heads) if native else 0.0))
 
 
-def _native_s(roofline: Roofline, tokens: Floats, heads: Floats) -> Floats | float:
+def _native_s(roofline: Roofline, tokens: Floats, heads: Floats) -> Floats:
     """Seconds of PyTorch's own chain beyond the fused kernels that stand for it."""
-    gpu = roofline.gpu
-    if gpu.name in MEASURED_FUSED:
-        return 0.0
     cycles = tokens * (NATIVE_TOKEN_CYCLES + NATIVE_HEAD_CYCLES * heads)
     launched_s = NATIVE_S + NATIVE_FILLED_S * tokens / (tokens + NATIVE_HALF_TOKENS)
-    return launched_s + roofline.elementwise(tokens * NATIVE_TOKEN_BYTES, 0).total_s + cycles / cycles_per_s(gpu)
+    moved_s = roofline.elementwise(tokens * NATIVE_TOKEN_BYTES, 0).total_s
+    return launched_s + moved_s + cycles / cycles_per_s(roofline.gpu)

@@ -20,7 +20,8 @@ from sim.hardware.gpu import Gpu
 
 POWER_BOUND_SM = 90
 """Compute capability from which GPUs lower their clock under load. Published runs of LMDeploy and of five versions of
-TensorRT-LLM on A100 show prompts computed at the clock at which its kernels were measured."""
+TensorRT-LLM on A100 show prompts computed at the clock at which its kernels were measured; the L40S's, too, were
+measured at the clock that it keeps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Roofline:
         gpu: with fitted constants; a dtype nobody measured on it or its relatives takes those of bf16.
         ideal: printed peaks, the larger of compute and memory time, no fixed cost and no quantisation kernel.
         quantisation: of activations in fp8 (`Quantisation`).
-        fp8_attention: decode attention over an fp8 cache, in time of the measured kernels.
+        fp8_attention: decode attention over an fp8 cache, in time of the measured kernels; other than 1, prompts attend in bf16.
         tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
             was measured on this GPU, and keys are split over thread blocks whether heads share them or not.
     """

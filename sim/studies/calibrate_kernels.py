@@ -240,7 +240,16 @@ def table_folder(folder: Path, gpu: Gpu) -> Path:
 
 
 def measured_gpus(folder: str | Path) -> list[str]:
-    """Names of the catalogue's GPUs that `folder` has tables of."""
+    """Names of the catalogue's GPUs that `folder` has tables of; of the folder of one GPU, the one that it is called after.
+
+    Raises:
+        InputError: the folder of one GPU does not say of which.
+    """
+    if (Path(folder) / "gemm").is_dir():
+        try:
+            return [load_gpu(Path(folder).name).name]
+        except InputError:
+            raise InputError(str(folder), "holds the tables of one GPU and does not say which", "--gpu NAME") from None
     names = []
     for name in gpu_names():
         try:

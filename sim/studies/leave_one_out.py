@@ -54,7 +54,7 @@ class LeftOut:
 
 
 def leave_one_out(folder: str | Path, kinds: Sequence[KernelKind] = KERNEL_KINDS) -> list[LeftOut]:
-    """A row for every GPU, kernel kind and dtype that `folder` has tables of and another GPU too.
+    """A row for every GPU, kernel kind and dtype of which `folder` has headline rows and tables of another GPU too.
 
     Args:
         folder: of measured tables, one folder a GPU.
@@ -71,7 +71,7 @@ def leave_one_out(folder: str | Path, kinds: Sequence[KernelKind] = KERNEL_KINDS
         for one in group:
             rest = [other for other in group if other.gpu != one.gpu]
             relatives = rest or max(others, key=lambda other: generations(other, fitted), default=[])
-            if relatives:
+            if relatives and one.kind.headline(one.table).any():
                 rows.append(_left_out(one, relatives, fitted, shared, same_software=bool(rest)))
     return rows
 
