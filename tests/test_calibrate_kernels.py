@@ -94,6 +94,11 @@ def test_of_several_versions_the_newest_with_such_rows_counts(tmp_path: Path) ->
     assert calibrate_kernels.measured_gpus(tmp_path) == ["h100-sxm"]
 
 
+def test_a_folder_without_tables_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no kernel tables of a GPU of the catalogue"):
+        calibrate_kernels.run(tmp_path)
+
+
 def test_the_folder_of_one_gpu_is_that_of_its_name(made_up: Path, tmp_path: Path) -> None:
     assert calibrate_kernels.measured_gpus(made_up / "h100_sxm") == ["h100-sxm"]
     nameless = (made_up / "h100_sxm").rename(tmp_path / "tables")

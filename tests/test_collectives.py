@@ -355,6 +355,28 @@ def test_custom_kernels_apply_inside_a_node_and_fall_back_to_nccl() -> None:
     assert Communicator(box, box.gpus[:4], "custom").algorithms("all_reduce") == ["ring"]
 
 
+def test_tensorrt_llm_has_one_shot_or_nccl() -> None:
+    """One shot: 2.3 us to start, 0.08 a peer, and what seven peers send over 0.669 of the GPU's 450 GB/s; at 4 MB the ring of
+    NCCL is faster, and vLLM's kernels are faster than both."""
+    box = load_topology("dgx-h100", {})
+    theirs, vllms, plain = (Communicator(box, box.gpus[:8], software) for software in ("trtllm", "custom", "nccl"))
+    small, large = theirs.time("all_reduce", 131_072), theirs.time("all_reduce", 4 * MIB)
+    assert small.algorithm == "lamport"
+    assert small.launch_s == pytest.approx(2.3e-6 + 7 * 0.08e-6)
+    assert 0.1e-6 < small.latency_s < 1e-6
+    assert small.bandwidth_s == pytest.approx(7 * 131_072 / (0.669 * 450e9))
+    assert large == plain.time("all_reduce", 4 * MIB)
+    assert small.time_s < vllms.time("all_reduce", 131_072).time_s
+    assert large.time_s > 1.5 * vllms.time("all_reduce", 4 * MIB).time_s
+
+
+def test_shots_alone_leave_large_messages_to_nccl() -> None:
+    box = load_topology("dgx-h100", {})
+    shots, plain = (Communicator(box, box.gpus[:8], software) for software in ("shots", "nccl"))
+    assert [shots.time("all_reduce", size).algorithm for size in (16_384, 4 * MIB)] == ["one_shot", "two_shot"]
+    assert shots.time("all_reduce", 16 * MIB) == plain.time("all_reduce", 16 * MIB)
+
+
 def test_the_order_of_software_paths() -> None:
     box = load_topology("dgx-h100", {})
     free, custom, plain, eager, torch = (

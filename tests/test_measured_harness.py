@@ -22,6 +22,26 @@ def test_nvidias_recipes_leave_room_for_one_prompt_an_iteration():
     assert scenario["engine"]["max_num_seqs"] == 16
 
 
+def test_runs_whose_precision_is_left_blank_have_uneven_outputs_and_a_place_too_few():
+    series = {"id": "aic-1", "load": "concurrency=16", "isl": "1024", "osl": "128", "engine": "trtllm 1.0.0rc3"}
+    blank, stated, other = (
+        case(**series | changes)
+        for changes in (
+            {"precision": "unknown (blank in source)"},
+            {"precision": "FP8"},
+            {"precision": "", "isl": "4000"},
+        )
+    )
+    assert blank.scenario is not None
+    assert blank.scenario["engine"]["max_num_seqs"] == 15
+    lengths = {"kind": "uniform", "input_tokens": [1024, 1024], "output_tokens": [102, 154]}
+    assert blank.scenario["workload"]["lengths"] == lengths
+    assert any("one place fewer" in note for note in blank.notes)
+    for case_ in (stated, other):
+        assert case_.scenario is not None
+        assert case_.scenario["engine"]["max_num_seqs"] == 16
+
+
 def test_tensorrt_llm_has_a_preset_for_each_of_its_backends():
     assert preset_name("TensorRT-LLM v0.17") == "trtllm-cpp"
     assert preset_name("TensorRT-LLM v1.0") == preset_name("trtllm") == "trtllm"

@@ -90,7 +90,9 @@ def collective(
     nodes: Nodes = None,
     gpu: GpuKind = None,
     placement: Annotated[str, typer.Option("--placement", help="pack (fewest nodes) or spread.")] = "pack",
-    software: Annotated[str, typer.Option("--software", help="custom, shots, trtllm, nccl, eager, torch or ideal.")] = "custom",
+    software: Annotated[
+        str, typer.Option("--software", help="custom, shots, trtllm, nccl, eager, torch or ideal.")
+    ] = "custom",
     sweep: Annotated[bool, typer.Option("--sweep", help="Sizes from 256 B to 1 GiB instead of one.")] = False,
     plot: Annotated[
         Path | None,

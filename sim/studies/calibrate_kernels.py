@@ -243,7 +243,7 @@ def measured_gpus(folder: str | Path) -> list[str]:
     """Names of the catalogue's GPUs that `folder` has tables of; of the folder of one GPU, the one that it is called after.
 
     Raises:
-        InputError: the folder of one GPU does not say of which.
+        InputError: the folder of one GPU does not say of which, or nothing is there.
     """
     if (Path(folder) / "gemm").is_dir():
         try:
@@ -258,6 +258,10 @@ def measured_gpus(folder: str | Path) -> list[str]:
             continue
         if any(found.rglob("*.parquet")):  # the package keeps empty folders for GPUs to come
             names.append(name)
+    if not names:
+        raise InputError(
+            str(folder), "holds no kernel tables of a GPU of the catalogue", "<gpu>/gemm/gemm_perf.parquet"
+        )
     return names
 
 

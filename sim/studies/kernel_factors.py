@@ -45,7 +45,7 @@ def kernel_factors(folder: str | Path, gpu: str | None = None) -> list[KernelFac
     names = [gpu] if gpu is not None else measured_gpus(folder)
     gpus = {load_gpu(name).name: load_gpu(name) for name in names}
     found = []
-    for group in read_tables(folder, list(gpus.values())) if gpus else []:
+    for group in read_tables(folder, list(gpus.values())):
         for one in group:
             owner, kind = gpus[one.gpu], one.kind
             fit = owner.kernels.get(kind.kind, {}).get(kind.dtype)
