@@ -364,7 +364,8 @@ def calibrated(
             if spec.start is not None:
                 start_s = units.parse(spec.start, "s", where)
             methods[name] = replace(method, step_s=step_s, efficiency=efficiency, start_s=start_s)
-        merged[kind] = replace(constants[kind], methods=methods, source=spec.source)
+        error = constants[kind].error if spec.error is None else spec.error
+        merged[kind] = replace(constants[kind], methods=methods, source=spec.source, error=error)
     return merged
 
 
