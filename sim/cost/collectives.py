@@ -312,15 +312,16 @@ class Communicator:
         ]
 
     def _custom(self) -> list[Callable[[], Plan | None]]:
-        """vLLM's own kernels: one node, peers that read each other's memory, a bounded message."""
+        """vLLM's own kernels: peers that read each other's memory, a bounded message; past one node the switch alone."""
         group, n = self.group, len(self.group)
         limit = CUSTOM_LIMIT_BYTES.get(self.kind, {}).get(n, 0.0)
-        if not limit or len({self.topology.node_of[gpu] for gpu in group.gpus}) > 1 or not group.direct():
+        if not limit or not group.reads_peers():
             return []
-        switch = group.reducing_switch()
-        plans = [algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",))]
-        if n > 2:
-            plans.append(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))
+        switch, plans = group.reducing_switch(), []
+        if len({self.topology.node_of[gpu] for gpu in group.gpus}) == 1:
+            plans.append(algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",)))
+            if n > 2:
+                plans.append(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))
         if switch is not None:
             plans.append(algorithms.in_switch(group, switch, "multimem", "custom"))
         bounded = [replace(plan, limit_bytes=limit) for plan in plans]
