@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sim.cost.collective_constants import CONSTANTS
 from sim.cost.collectives import Communicator
 from sim.errors import InputError
 from sim.hardware.topology import Topology, load_topology
@@ -84,6 +85,8 @@ def test_the_entry_for_the_topology_file_prices_as_the_fit(pair: Topology) -> No
     again = Communicator(pair, gpus, "nccl").times("all_reduce", test.sizes_bytes)
     assert again.latency_s + again.bandwidth_s == pytest.approx(fit.predicted_s, rel=0.02)
     assert fit.p90_abs_error < 0.15
+    fitted = Communicator(pair, gpus, "nccl").time("all_reduce", 1e6)
+    assert fitted.error == pytest.approx(max(fit.p90_abs_error, CONSTANTS["nvlink4"].error), abs=0.001)
 
 
 def test_a_fit_needs_sizes_and_a_kind_that_is_crossed(pair: Topology) -> None:

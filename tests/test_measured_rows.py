@@ -163,7 +163,7 @@ def test_turbominds_first_token_takes_a_decode_after_the_prompt():
         ("B300-SXM", "hgx-b300"), ("GB300", "gb300-nvl72"), ("MI355X", "mi355x-platform"), ("MI350X", "mi355x-platform"),
         ("MI325X", "mi300x-platform"), ("H200-NVL-141GB", "pcie-box-h200-nvl"), ("RTX 5090", "rtx-5090-box"),
         ("RTX 3090", "rtx-4090-box"), ("T4", "pcie-box-t4"), ("A10", "pcie-box-l40s"), ("A10G", "pcie-box-a10g"),
-        ("RTX A6000", "pcie-box-l40s"), ("A40", "pcie-box-l40s"),
+        ("RTX A6000", "pcie-box-l40s"), ("A40", "pcie-box-l40s"), ("RTX PRO 6000", "pcie-box-rtx-pro-6000"),
     ],
 )  # fmt: skip
 def test_every_gpu_stands_in_its_machine(gpu: str, topology: str):

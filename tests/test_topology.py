@@ -18,7 +18,8 @@ from sim.hardware.topology_summary import summarise
 NAMES = [
     "cloud-h100-100gbe", "cloud-h100-10gbe", "cloud-h100-25gbe", "dgx-1-v100", "dgx-a100", "dgx-h100", "dgx-h200",
     "fat-tree-oversubscribed", "gb200-nvl72", "gb300-nvl72", "hgx-b200", "hgx-b300", "mi300x-platform", "mi355x-platform",
-    "pcie-box-a10g", "pcie-box-h200-nvl", "pcie-box-l40s", "pcie-box-t4", "rail-leaf-spine", "rtx-4090-box", "rtx-5090-box",
+    "pcie-box-a10g", "pcie-box-h200-nvl", "pcie-box-l40s", "pcie-box-rtx-pro-6000", "pcie-box-t4", "rail-leaf-spine",
+    "rtx-4090-box", "rtx-5090-box",
 ]  # fmt: skip
 
 
@@ -121,6 +122,18 @@ def test_a_gpu_has_the_direct_links_that_its_datasheet_prints(name: str) -> None
     out = machine.graph.out_edges(machine.gpus[0], data=True)
     direct = sum(data["bandwidth_bytes_per_s"] for _, _, data in out if data["kind"] in DIRECT_KINDS)
     assert direct == pytest.approx(load_gpu(machine.gpu_kind[machine.gpus[0]]).link_bytes_per_s)
+
+
+def test_peers_turn_round_in_the_root_complex_and_host_memory_is_beside() -> None:
+    box = load_topology("pcie-box-l40s", {})
+    assert [b for _, b in box.path("n0.g0", "n0.g1")] == ["n0.sw0", "n0.g1"]
+    assert [b for _, b in box.path("n0.g0", "n0.g2")] == ["n0.sw0", "n0.root0", "n0.sw1", "n0.g2"]
+    assert [b for _, b in box.path("n0.g0", "n0.g7")] == ["n0.sw0", "n0.root0", "n0.root1", "n0.sw3", "n0.g7"]
+    rates = [box.route("n0.g0", f"n0.g{k}").bandwidth_bytes_per_s for k in (1, 2, 7)]
+    assert rates == [32e9, 8.8e9, 3e9]
+    assert box.host_path("n0.g5") == (("n0.g5", "n0.sw2"), ("n0.sw2", "n0.cpu1"))
+    better = load_topology("pcie-box-l40s", {"peer_bandwidth": "32 GB/s"})
+    assert better.route("n0.g0", "n0.g2").bandwidth_bytes_per_s == 32e9
 
 
 def test_host_memory_is_reached_over_pcie() -> None:

@@ -22,7 +22,7 @@ from sim.cost.collective_rings import Ring, find_rings
 from sim.hardware.exchange import Exchange
 from sim.hardware.routing import SOFTWARE_ORDER
 from sim.hardware.topology import Topology
-from sim.hardware.topology_language import DIRECT_KINDS, NETWORK_KINDS
+from sim.hardware.topology_language import DIRECT_KINDS, NETWORK_KINDS, PCIE_KINDS
 
 NCCL_PROTOCOLS = ("LL", "LL128", "Simple")
 
@@ -82,6 +82,15 @@ class Group:
             for path in paths
             for edge in path
         )
+
+    def reads_peers(self) -> bool:
+        """Whether an engine's kernels read every peer's memory: over direct links, or two GPUs over PCIe past the CPUs."""
+        if len(self) != 2 or self.direct():
+            return self.direct()
+        graph = self.topology.graph
+        route = self.topology.route(*self.gpus)
+        # through a CPU would be through its memory, which is what software does where a peer cannot be read
+        return route.kind in PCIE_KINDS and all(graph.nodes[end]["type"] != "cpu" for _, end in route.edges)
 
 
 def ring(group: Group, op: str) -> Plan:

@@ -2,8 +2,9 @@
 
 The meaning of every number is the same on every link kind. Those of nvlink3, nvlink4 and nvlink5 are fitted to the NCCL
 (2.27.3 on A100, 2.29.2 elsewhere) and vLLM custom all-reduce (0.14.0 on A100, 0.24.0 elsewhere) measurements published
-with ai-dynamo/aiconfigurator 095f58a, on A100, H100 + H200 and B200 with 2, 4 and 8 GPUs; every `source` says whether a
-number is fitted, taken from elsewhere, or borrowed from a relative.
+with ai-dynamo/aiconfigurator 095f58a, on A100, H100 + H200 and B200 with 2, 4 and 8 GPUs; those of pcie4 and pcie5 to the
+tables of aiconfigurator-core 0.12, on L40S (NCCL 2.27.3, vLLM 0.14.0) and RTX PRO 6000 (2.29.2, 0.24.0). Every `source` says
+whether a number is fitted, taken from elsewhere, or borrowed from a relative.
 """
 
 from __future__ import annotations
@@ -139,13 +140,22 @@ _NVLINK5 = {
     "two_shot": (9.0, 0.6, 0.254),
     "multimem": (7.1, 0.7, 0.431),
 }
-_PCIE = {
-    "ring/LL": (0.0, 1.0, 0.10),
-    "ring/LL128": (0.0, 2.0, 0.4),
-    "ring/Simple": (8.0, 4.0, 0.8, 0.1e6),
-    "peer/LL": (0.0, 1.0, 0.35, 0.0, 0.1, 0.3),
-    "peer/Simple": (5.0, 1.0, 0.7, 0.1e6),
-    "send/Simple": (5.0, 1.0, 0.8, 0.1e6),
+# one set for both generations, of peers that read each other's memory. What a host passes on between two switches is less than a
+# link carries, differs from host to host and stands in the topology. No LL128: NCCL leaves it out where a ring crosses PCIe
+_PCIE4 = {
+    "ring/LL": (0.0, 0.26, 0.33),
+    "ring/Simple": (9.4, 3.2, 0.59),
+    "peer/LL": (0.0, 0.26, 0.58, 0.0, 0.37, 0.36),
+    "peer/Simple": (9.1, 0.26, 0.78, 0.0, inf, 7.1),
+    "send/LL": (0.0, 0.26, 0.58, 0.0, 0.37),
+    "send/Simple": (16.0, 0.26, 0.70),
+    "one_shot": (0.0, 0.0, 0.61),
+}
+_PCIE5 = {
+    **_PCIE4,
+    # an all-to-all of two moves 26 GB/s on PCIe 5.0 and 22 on 4.0: one connection does not fill the faster link
+    "peer/Simple": (9.1, 0.26, 0.78, 0.0, 0.42, 7.1),
+    "send/Simple": (16.0, 0.26, 0.70, 0.0, 0.42),
 }
 _INFINIBAND = {
     "ring/LL": (0.0, 2.6, 0.25),
@@ -161,10 +171,15 @@ _ETHERNET = {
     "peer/Simple": (0.0, 25.0, 0.85, 0.05e6),
     "send/Simple": (0.0, 25.0, 0.85, 0.05e6),
 }
-_PCIE_SOURCE = "assumed: step overheads of NCCL's tuning.cc for PCI, launch of the A100, 0.8 of the link for Simple"
 # the last of each: median of Vidur's all-reduces on 2, 4 and 8 GPUs of one node that are shorter than their host. On the H100
 # 34 to 47 us from 2 KiB to 4 MiB whatever the ranks, on the A100 27 to 64, beside 44 of vLLM's custom kernel without graphs
 _A100_LAUNCH = (8.7, 10.3, 4.5, 44.0, 47.0)
+_PCIE_SOURCE = (
+    ", its host's root complexes beside (see its topology); send: of the all-to-all; torch.distributed: as NVLink's"
+)
+# without graphs: between vLLM's kernel of 2 GPUs and NCCL of 4 and 8, 43 and 57 us with vLLM 0.14.0, 20.5 and 30 with 0.24.0
+_PCIE4_LAUNCH = (4.9, 6.5, 4.1, 50.0, 47.0)
+_PCIE5_LAUNCH = (4.9, 6.5, 4.1, 25.0, 40.0)
 
 CONSTANTS: Mapping[str, LinkConstants] = MappingProxyType(
     {
@@ -180,15 +195,16 @@ CONSTANTS: Mapping[str, LinkConstants] = MappingProxyType(
         "nvlink5": _constants(
             (8.0, 8.2, 6.2, 20.5, 40.0),
             _NVLINK5,
-            _FITTED + "the B200; send: between those of nvlink3 and nvlink4; torch.distributed: as nvlink4",
+            _FITTED + "the B200, which hold on B300, GB200 and GB300 too; send: between those of nvlink3 and nvlink4; "
+            "torch.distributed: as nvlink4",
             0.13,
             _TREE,
         ),
         "infinity_fabric": _constants(_A100_LAUNCH, _NVLINK3, "borrowed from nvlink3", 0.5, _TREE),
-        **{
-            kind: _constants(_A100_LAUNCH, _PCIE, _PCIE_SOURCE, 0.5)
-            for kind in ("pcie3", "pcie4", "pcie5", "pcie6", "c2c", "socket")
-        },
+        "pcie4": _constants(_PCIE4_LAUNCH, _PCIE4, _FITTED + "the L40S" + _PCIE_SOURCE, 0.3),
+        "pcie5": _constants(_PCIE5_LAUNCH, _PCIE5, _FITTED + "the RTX PRO 6000" + _PCIE_SOURCE, 0.2),
+        "pcie6": _constants(_PCIE5_LAUNCH, _PCIE5, "borrowed from pcie5", 0.5),
+        **{kind: _constants(_PCIE4_LAUNCH, _PCIE4, "borrowed from pcie4", 0.5) for kind in ("pcie3", "c2c", "socket")},
         "infiniband": _constants(_A100_LAUNCH, _INFINIBAND, _NET_SOURCE, 0.25),
         "ethernet": _constants(_A100_LAUNCH, _ETHERNET, "assumed: NCCL over TCP sockets, no RDMA", 0.5),
     }
@@ -211,10 +227,12 @@ CUSTOM_LIMIT_BYTES: Mapping[str, Mapping[int, float]] = MappingProxyType(
         "infinity_fabric": {2: 8 * MIB - 1, 4: 8 * MIB - 1, 6: 8 * MIB - 1, 8: 8 * MIB - 1},
         "nvlink4": {2: 64 * MIB, 4: 32 * MIB, 6: 64 * MIB, 8: 64 * MIB},
         "nvlink5": {2: 8 * MIB, 4: 32 * MIB, 6: 128 * MIB, 8: 128 * MIB},
+        **{kind: {2: 8 * MIB - 1} for kind in ("pcie3", "pcie4", "pcie5", "pcie6")},
     }
 )
 """Largest message of vLLM's custom and symmetric-memory all-reduce by the number of GPUs, as seen in the tables (above it
-they equal NCCL's); infinity_fabric: vLLM's default. vLLM serves 2, 4, 6 and 8 GPUs of one node and leaves the rest to NCCL."""
+they equal NCCL's); infinity_fabric: vLLM's default. vLLM serves 2, 4, 6 and 8 GPUs and leaves the rest to NCCL, as more than two
+on PCIe (vllm/distributed/device_communicators/custom_all_reduce.py)."""
 
 SHOTS_LIMIT_BYTES = 8 * MIB - 1
 """Largest message of one and two shots where nothing else takes over (vLLM 0.14, custom_all_reduce.py; its table on H100)."""

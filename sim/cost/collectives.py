@@ -317,20 +317,23 @@ class Communicator:
         ]
 
     def _custom(self) -> list[Callable[[], Plan | None]]:
-        """An engine's own kernels: one node, peers that read each other's memory, a bounded message."""
+        """An engine's own kernels: peers that read each other's memory, a bounded message; past one node the switch alone."""
         group, n = self.group, len(self.group)
         limit = CUSTOM_LIMIT_BYTES.get(self.kind, {}).get(n, 0.0)
-        if not limit or len({self.topology.node_of[gpu] for gpu in group.gpus}) > 1 or not group.direct():
+        if not limit or not group.reads_peers():
             return []
+        one_node = len({self.topology.node_of[gpu] for gpu in group.gpus}) == 1
         if self.software == "trtllm":
             lamport = algorithms.exchange(group, 1.0, 1, "lamport", "none", ("",))
-            return [lambda: replace(lamport, limit_bytes=LAMPORT_LIMIT_BYTES)]
-        switch = group.reducing_switch()
+            # over PCIe its tables equal NCCL's
+            return [lambda: replace(lamport, limit_bytes=LAMPORT_LIMIT_BYTES)] if one_node and group.direct() else []
+        switch, plans = group.reducing_switch(), []
         if self.software == "shots":
             switch, limit = None, min(limit, SHOTS_LIMIT_BYTES)
-        plans = [algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",))]
-        if n > 2:
-            plans.append(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))
+        if one_node:
+            plans.append(algorithms.exchange(group, 1.0, 1, "one_shot", "custom", ("",)))
+            if n > 2:
+                plans.append(algorithms.exchange(group, 2 / n, 2, "two_shot", "custom", ("",)))
         if switch is not None:
             plans.append(algorithms.in_switch(group, switch, "multimem", "custom"))
         bounded = [replace(plan, limit_bytes=limit) for plan in plans]
@@ -374,7 +377,8 @@ def calibrated(
             if spec.start is not None:
                 start_s = units.parse(spec.start, "s", where)
             methods[name] = replace(method, step_s=step_s, efficiency=efficiency, start_s=start_s)
-        merged[kind] = replace(constants[kind], methods=methods, source=spec.source)
+        error = constants[kind].error if spec.error is None else spec.error
+        merged[kind] = replace(constants[kind], methods=methods, source=spec.source, error=error)
     return merged
 
 

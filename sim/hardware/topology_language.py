@@ -77,6 +77,8 @@ class CalibrationSpec(_Strict):
     start: str | int | None = None
     step_overhead: str | int | None = None
     efficiency: float | None = Field(default=None, gt=0, le=1)
+    error: float | None = Field(default=None, ge=0)
+    """Fraction within which nine in ten measured times lie; that of the built-in constants if not given."""
     source: str
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from sim.cost.collectives import calibrated
 from sim.cost.fits import arithmetic
 from sim.cost.pipeline import PipelineCost
 from sim.cost.step import StepCost
@@ -285,16 +286,16 @@ def _links(pool: Deployment, ranks: Sequence[str]) -> list[Origin]:
     topology, found = pool.topology, []
     for kind in sorted({topology.route(a, b).kind for a, b in pairwise(ranks)}):
         found.append(Origin(f"{topology.name}: bandwidth of {kind}", "datasheet", " ".join(topology.source.split())))
-        constants, calibration = pool.link_constants[kind], topology.calibration.get(kind)
+        constants = calibrated(pool.link_constants, topology.calibration)[kind]
         largest = max(len(stage) for replica in pool.placement for stage in replica)
         far = None
         if kind in DIRECT_KINDS and largest > FITTED_GPUS_OF_A_LINK:
             far = f"{largest} GPUs (measured 2, 4 and {FITTED_GPUS_OF_A_LINK})"
         source, origin = constants.source, kind_of(constants.source)
-        if calibration is not None:
-            source, origin = calibration.source, "fitted"
-        elif origin == "assumed":
+        if origin == "assumed":
             far = "; ".join(text for text in (f"no measurement of {kind}", far) if text)
+        elif kind in topology.calibration:
+            origin = "fitted"  # to this very fabric, whatever its source is called
         spread = math.log1p(constants.error) / NINE_IN_TEN
         found.append(
             Origin(f"collectives over {kind}", origin, source, constants.error, far, ("collective", kind), spread)

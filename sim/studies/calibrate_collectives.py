@@ -64,6 +64,7 @@ class Calibration:
             start=f"{round(self.start_s * 1e6, 2):g} us",
             step_overhead=f"{round(self.step_overhead_s * 1e6, 2):g} us",
             efficiency=float(f"{self.efficiency:.3g}"),
+            error=round(self.p90_abs_error, 3),
             source=self.source,
         )
 

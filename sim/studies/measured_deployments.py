@@ -23,6 +23,7 @@ TOPOLOGIES: tuple[tuple[str, str, int], ...] = (
     ("h100-pcie", "pcie-box-l40s", 8), ("h100-nvl", "pcie-box-l40s", 8), ("h100", "dgx-h100", 8), ("h800", "dgx-h100", 8),
     ("h20", "dgx-h100", 8), ("a100-pcie", "pcie-box-l40s", 8), ("a100", "dgx-a100", 8), ("a10g", "pcie-box-a10g", 8),
     ("rtx-5090", "rtx-5090-box", 8), ("rtx-4090", "rtx-4090-box", 8), ("rtx-3090", "rtx-4090-box", 8),
+    ("rtx-pro-6000", "pcie-box-rtx-pro-6000", 8),
     ("mi35", "mi355x-platform", 8), ("mi3", "mi300x-platform", 8), ("v100", "dgx-1-v100", 8), ("t4", "pcie-box-t4", 8),
     ("", "pcie-box-l40s", 8),
 )  # fmt: skip

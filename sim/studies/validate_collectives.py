@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from sim.cost.collectives import Communicator
 from sim.cost.kernels import Floats
+from sim.cost.measured_tables import GpuTables
 from sim.errors import InputError
 from sim.hardware.topology import Topology, load_topology
 from sim.hardware.topology_language import CalibrationSpec
@@ -22,6 +23,11 @@ SYSTEMS: Mapping[str, str] = {
     "h100_sxm": "dgx-h100",
     "h200_sxm": "dgx-h200",
     "b200_sxm": "hgx-b200",
+    "b300_sxm": "hgx-b300",
+    "gb200": "gb200-nvl72",
+    "gb300": "gb300-nvl72",
+    "l40s": "pcie-box-l40s",
+    "rtx_pro_6000_server": "pcie-box-rtx-pro-6000",
 }
 """Folder of the aiconfigurator tables -> topology of the machine they were measured on."""
 _ELEMENT_BYTES = {"half": 2, "bfloat16": 2, "int8": 1}
@@ -67,7 +73,8 @@ def table_rows(kernels: Path) -> list[CollectiveRow]:
     """Rows of the NCCL and vLLM all-reduce tables inside a node.
 
     Args:
-        kernels: the folder that holds `<system>/nccl/nccl_perf.parquet` and `<system>/comm/custom_allreduce_perf.parquet`.
+        kernels: the folder that holds `<system>/nccl/nccl_perf.parquet` and `<system>/comm/custom_allreduce_perf.parquet`, or
+            the same by library and version, as the package aiconfigurator-core installs them: then the newest version.
 
     Raises:
         InputError: none of the systems is there.
@@ -78,9 +85,7 @@ def table_rows(kernels: Path) -> list[CollectiveRow]:
     for system, name in SYSTEMS.items():
         topology = load_topology(name, {})
         groups = _Communicators(topology)
-        for path in sorted((kernels / system).glob("*/*.parquet")):
-            if path.name not in ("nccl_perf.parquet", "custom_allreduce_perf.parquet"):
-                continue
+        for path in _tables(kernels / system):
             for record in pq.read_table(path).to_pylist():
                 dtype = record.get("nccl_dtype") or record["allreduce_dtype"]
                 # `message_size` counts elements of the dtype and `latency` is in milliseconds
@@ -94,6 +99,17 @@ def table_rows(kernels: Path) -> list[CollectiveRow]:
     if not rows:
         raise InputError(str(kernels), "holds no collective tables", f"expected folders {', '.join(SYSTEMS)}")
     return rows
+
+
+def _tables(system: Path) -> Iterator[Path]:
+    """NCCL's table and that of vLLM's all-reduce, where they are there."""
+    for families, file, library in (
+        (("nccl", "comm"), "nccl_perf.parquet", "nccl"),
+        (("comm",), "custom_allreduce_perf.parquet", "vllm"),
+    ):
+        versions = [paths for family in families for paths in GpuTables(system, library).paths(family, file) if paths]
+        if versions:
+            yield versions[0][-1]
 
 
 def published_rows(measured: Path) -> list[CollectiveRow]:
