@@ -360,6 +360,14 @@ def test_what_is_no_matrix_is_refused(text: str) -> None:
         read_topo_matrix(text, "h100-sxm")
 
 
+def test_root_complexes_are_drawn_above_the_switches_that_gpus_hang_from() -> None:
+    from sim.results.topology_plot import _rows
+
+    box = load_topology("pcie-box-l40s", {})
+    heights = {name: height for _, height, row in _rows(box, list(box.graph)) for name in row}
+    assert heights["n0.sw0"] == heights["n0.sw3"] < heights["n0.root0"] == heights["n0.root1"] < heights["n0.cpu0"]
+
+
 def test_the_drawing_is_written(tmp_path: Path) -> None:
     from sim.results.topology_plot import draw_topology
 

@@ -60,8 +60,7 @@ def _places(
     places: dict[str, tuple[float, float]] = {}
     for block, node in enumerate(nodes):
         members = [name for name in near if data[name]["node"] == node]
-        for kind, tier in _TIER.items():
-            row = sorted((n for n in members if data[n]["type"] == kind), key=lambda n: data[n]["index"])
+        for kind, tier, row in _rows(topology, members):
             for k, name in enumerate(row):
                 left = block * (width + 1.2)
                 if kind == "gpu" and _meshed(topology, row):
@@ -81,6 +80,20 @@ def _places(
         for k, name in enumerate(sorted(row, key=lambda n: data[n]["index"])):
             places[name] = ((k + 0.5) * span / len(row), height)
     return places
+
+
+def _rows(topology: Topology, members: list[str]) -> list[tuple[str, float, list[str]]]:
+    """(type, height, components by index) of one node; PCIe switches that no GPU hangs from stand above the others."""
+    data = topology.graph.nodes
+    rows: list[tuple[str, float, list[str]]] = []
+    for kind, tier in _TIER.items():
+        row = sorted((name for name in members if data[name]["type"] == kind), key=lambda name: data[name]["index"])
+        low = [name for name in row if any(data[n]["type"] == "gpu" for n in topology.graph.successors(name))]
+        if kind == "pcie_switch" and low:
+            rows += [(kind, tier, low), (kind, tier + 0.5, [name for name in row if name not in low])]
+        else:
+            rows.append((kind, tier, row))
+    return rows
 
 
 def _meshed(topology: Topology, gpus: list[str]) -> bool:
