@@ -57,6 +57,15 @@ def test_numbers_are_datasheet_fitted_measured_or_assumed() -> None:
     assert all(row["extrapolated"] is None for row in rows.values())
 
 
+def test_prompts_of_an_engine_with_kernels_of_its_own_attend_in_bf16() -> None:
+    fp8 = {"precision.weights": "fp8", "precision.kv_cache": "fp8"}
+    vllms, trtllms = (by_number(run(**fp8, **{"engine.preset": engine})).keys() for engine in ("vllm", "trtllm"))
+    assert "h100-sxm: prefill_attention fp8" in vllms
+    assert "h100-sxm: prefill_attention bf16" in trtllms
+    assert "h100-sxm: prefill_attention fp8" not in trtllms
+    assert "h100-sxm: decode_attention fp8" in trtllms
+
+
 def test_a_gpu_nobody_measured_borrows_and_says_so() -> None:
     result = run(**{"cluster.gpu": "a40"})
     gemm = by_number(result)["a40: gemm bf16"]

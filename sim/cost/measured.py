@@ -22,7 +22,7 @@ from sim.cost.measured_corrections import AffineCurve
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, Table
 from sim.cost.measured_usage import Usage
 from sim.cost.mla_module import MLA_SHAPE, MODEL
-from sim.cost.roofline import Roofline
+from sim.cost.roofline import Roofline, prompt_dtype
 from sim.hardware.gpu import Gpu, load_gpu
 
 _TABLE_DTYPES = {"bf16": "bfloat16", "fp16": "bfloat16"}
@@ -172,6 +172,7 @@ class MeasuredKernels:
     ) -> KernelTime:  # fmt: skip
         """Causal attention of one sequence, at the utilisation of a prompt with as many (query, key) pairs: tables
         hold prompts without context only."""
+        kv_dtype = prompt_dtype(kv_dtype, self.fp8_attention)
         asked = self.roofline.prefill_attention(new_tokens, context_tokens, heads, kv_heads, head_dim, kv_dtype, window)
         shape = (heads, kv_heads, head_dim)
         curve = self._once(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sim.cost.collectives import calibrated
 from sim.cost.fits import arithmetic
 from sim.cost.pipeline import PipelineCost
+from sim.cost.roofline import prompt_dtype
 from sim.cost.step import StepCost
 from sim.engine.deployment import Deployment
 from sim.hardware.gpu import ALL_MEASURED, Gpu
@@ -177,12 +178,12 @@ def _asked(stages: Iterable[StepCost]) -> dict[tuple[str, str], Shapes]:
         for name, value in shape.items():
             shapes.setdefault(name, set()).add(value)
 
-    for operators in {id(stage.operators): stage.operators for stage in stages}.values():
-        _collect(operators, add)
+    for stage in {id(stage.operators): stage for stage in stages}.values():
+        _collect(stage.operators, stage.preset.fp8_attention, add)
     return found
 
 
-def _collect(operators: StageOperators, add: Any) -> None:
+def _collect(operators: StageOperators, fp8_attention: float, add: Any) -> None:
     for gemm in operators.gemms:
         add("gemm", gemm.dtype, n=gemm.n, k=gemm.k)
     for attention in operators.attentions:
@@ -190,8 +191,9 @@ def _collect(operators: StageOperators, add: Any) -> None:
         shape = {"heads": attention.heads} | ({} if name == "mla" else {"head_dim": attention.head_dim})
         reached = attention.window if attention.window is not None else attention.chunk
         shape |= {} if reached is None else {"window": reached}
-        for phase in ("prefill", "decode"):
-            add(f"{phase}_{name}", attention.kv_dtype, **shape)
+        prompts = attention.kv_dtype if name == "mla" else prompt_dtype(attention.kv_dtype, fp8_attention)
+        add(f"prefill_{name}", prompts, **shape)
+        add(f"decode_{name}", attention.kv_dtype, **shape)
     for moe in operators.moes:
         add("moe", moe.dtype, hidden=moe.hidden, experts=moe.experts, top_k=moe.top_k)
     if operators.elementwise:
