@@ -24,12 +24,13 @@ def test_nvidias_recipes_leave_room_for_one_prompt_an_iteration():
 
 def test_runs_whose_precision_is_left_blank_have_uneven_outputs_and_a_place_too_few():
     series = {"id": "aic-1", "load": "concurrency=16", "isl": "1024", "osl": "128", "engine": "trtllm 1.0.0rc3"}
-    blank, stated, other = (
+    blank, stated, other, later = (
         case(**series | changes)
         for changes in (
             {"precision": "unknown (blank in source)"},
             {"precision": "FP8"},
             {"precision": "", "isl": "4000"},
+            {"precision": "", "engine": "trtllm 1.2.0rc6"},
         )
     )
     assert blank.scenario is not None
@@ -37,7 +38,7 @@ def test_runs_whose_precision_is_left_blank_have_uneven_outputs_and_a_place_too_
     lengths = {"kind": "uniform", "input_tokens": [1024, 1024], "output_tokens": [102, 154]}
     assert blank.scenario["workload"]["lengths"] == lengths
     assert any("one place fewer" in note for note in blank.notes)
-    for case_ in (stated, other):
+    for case_ in (stated, other, later):
         assert case_.scenario is not None
         assert case_.scenario["engine"]["max_num_seqs"] == 16
 

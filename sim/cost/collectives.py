@@ -342,8 +342,13 @@ class Communicator:
 
 def launch_s(constants: LinkConstants, plan: Plan) -> float:
     """What starting the kernel of a plan takes."""
-    launches = {"nccl": constants.launch_s, "peer": constants.peer_launch_s, "custom": constants.custom_launch_s}
-    return launches.get(plan.launch, 0.0)
+    launches = {
+        "nccl": constants.launch_s,
+        "peer": constants.peer_launch_s,
+        "custom": constants.custom_launch_s,
+        "none": 0.0,
+    }
+    return launches[plan.launch]
 
 
 ENGINES_KERNELS = ("one_shot", "two_shot", "multimem", "lamport")

@@ -27,16 +27,15 @@ ELEMENTWISE = 5
 """q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)."""
 
 MEASURED_FUSED = frozenset({"b200-sxm", "gb300"})
-"""GPUs on which vLLM's modules were measured as engines run them."""
+"""GPUs on which vLLM's modules were measured as engines run them; the GB300's in the newest of its tables only."""
 NATIVE_S, NATIVE_FILLED_S, NATIVE_HALF_TOKENS = 38e-6, 18e-6, 6.0
 """Of the chain for one token; what its kernels take more when they have many, and for how many half of that: GB200 and B300 less
 B200, which run the same attention, at 1 to 512 tokens."""
-NATIVE_TOKEN_BYTES = 42e3
-"""Of a token through HBM, and what it costs an SM: the same differences beyond 1,024 tokens and one head (18 ns a token), split
-as the 25 and 21 ns a token of H100 and H200 ask for, which differ in HBM alone."""
-NATIVE_TOKEN_CYCLES = 2900.0
+NATIVE_TOKEN_BYTES, NATIVE_TOKEN_CYCLES = 42e3, 2900.0
+"""Of a token through HBM, and of an SM besides: the same differences beyond 1,024 tokens and one head (18 ns a token), split as
+the 25 and 21 ns a token of H100 and H200 ask for, which differ in HBM alone."""
 NATIVE_HEAD_CYCLES = 190.0
-"""Of a token and head: 0.65 ns on GB200 and B300."""
+"""Of an SM for a token and head: 0.65 ns on GB200 and B300."""
 
 
 def around_s(

@@ -43,11 +43,11 @@ TRTLLM_PAUSE_S = 1e-3
 """The same before TensorRT-LLM, half a year earlier: with more, each prompt finds more of those before it still waiting."""
 
 
-BLANK = ("", "unknown", "unknown (blank in source)")
+BLANK_PRECISIONS = ("", "unknown", "unknown (blank in source)")
 """How a precision reads that the source left blank."""
-UNEVEN_OUTPUTS = (0.8, 1.2)
-"""Outputs over the nominal in NVIDIA's runs of TensorRT-LLM 1.0.0rc3 whose precision is left blank; one of their users always
-waits for a place besides. Found on those runs (Llama-3.1-8B): at 8 to 32 users TTFT grows by the time of one generation over the
+UNEVEN_TRTLLM, UNEVEN_OUTPUTS = (1, 0), (0.8, 1.2)
+"""Version of TensorRT-LLM (1.0.0rc3), and outputs over the nominal, of NVIDIA's runs whose precision is left blank; one of their
+users always waits for a place besides. Found on those runs (Llama-3.1-8B): at 8 to 32 users TTFT grows by the time of one generation over the
 number of users, whatever the prompt, and is otherwise that of prompts that do not come in trains. Runs whose precision is
 stated (Qwen3-32B) show neither."""
 
@@ -168,7 +168,8 @@ def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> No
     if alike or found.preset.startswith("trtllm") or (found.preset == "vllm" and not inference_max):
         engine["max_num_batched_tokens"] = one_prompt_tokens(sum(tokens(row.isl)), load.count)
         found.notes.append("one prompt beside the decodes of an iteration, as NVIDIA's recipes set the token budget")
-    if found.preset == "trtllm" and not alike and row.precision.lower() in BLANK:
+    blank = row.precision.lower() in BLANK_PRECISIONS
+    if found.preset == "trtllm" and _version(row.engine) == UNEVEN_TRTLLM and blank and not alike:
         engine["max_num_seqs"] = max(load.count - 1, 1)
         found.outputs = UNEVEN_OUTPUTS
         found.notes.append("one place fewer than users and outputs of 0.8 to 1.2 of the nominal: as such runs look")
