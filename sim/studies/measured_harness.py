@@ -47,9 +47,9 @@ BLANK_PRECISIONS = ("", "unknown", "unknown (blank in source)")
 """How a precision reads that the source left blank."""
 UNEVEN_TRTLLM, UNEVEN_OUTPUTS = (1, 0), (0.8, 1.2)
 """Version of TensorRT-LLM (1.0.0rc3), and outputs over the nominal, of NVIDIA's runs whose precision is left blank; one of their
-users always waits for a place besides. Found on those runs (Llama-3.1-8B): at 8 to 32 users TTFT grows by the time of one generation over the
-number of users, whatever the prompt, and is otherwise that of prompts that do not come in trains. Runs whose precision is
-stated (Qwen3-32B) show neither."""
+users always waits for a place besides. Found on those runs (Llama-3.1-8B): at 8 to 32 users TTFT grows by the time of one
+generation over the number of users, whatever the prompt, and is otherwise that of prompts that do not come in trains. Runs whose
+precision is stated (Qwen3-32B) show neither."""
 
 
 @dataclass(slots=True)
