@@ -42,7 +42,7 @@ def test_a_server_hands_over_the_tokens_of_every_iteration():
 
 def test_an_a100_and_an_l40s_keep_the_clock_of_their_measured_kernels_where_later_gpus_are_out_of_power():
     preset = PRESETS["trtllm-cpp"]
-    assert {preset.clock_on(load_gpu(name)) for name in ("a100-sxm-80gb", "l40s", "l4")} == {1.0}
+    assert {preset.clock_on(load_gpu(name)) for name in ("a100-sxm-80gb", "l40s", "l4", "rtx-5090")} == {1.0}
     assert {preset.clock_on(load_gpu(name)) for name in ("h100-sxm", "b200-sxm")} == {preset.sustained_clock}
 
 

@@ -51,7 +51,8 @@ def _wide(c: Constants, gpu: Gpu, head_dim: Floats, kv_dtype: str) -> Floats:
 def _score_s(c: Constants, gpu: Gpu, width: Floats, kv_dtype: str) -> Floats:
     """Seconds of one score on the whole GPU: two products of `width` elements, and its softmax.
 
-    An fp8 cache is multiplied in fp8 where the GPU can, its values transposed at `transpose` bytes a cycle on every SM.
+    An fp8 cache is multiplied in fp8 where the GPU can, its values transposed at `transpose` bytes a cycle on every SM. All of it
+    runs at the clock that the GPU's power leaves it.
     """
     arithmetic = kv_dtype if kv_dtype in gpu.flops_per_s else "bf16"
     software = attention_software(gpu)
@@ -59,7 +60,8 @@ def _score_s(c: Constants, gpu: Gpu, width: Floats, kv_dtype: str) -> Floats:
     if _transposed(gpu, kv_dtype):  # once for a tile of queries
         products_s = products_s + width / (software.query_tile * c["transpose"] * cycles_per_s(gpu))
     power = software.overlap
-    return np.asarray((products_s**power + (softmax_s(gpu) / c["softmax"]) ** power) ** (1 / power))
+    score_s = (products_s**power + (softmax_s(gpu) / c["softmax"]) ** power) ** (1 / power)
+    return np.asarray(score_s / gpu.loaded_clock)
 
 
 def prefill_attention(
@@ -190,8 +192,11 @@ def decode_mla(
     token_bytes = (rank + rope) * kv_bytes(kv_dtype)
     busy = np.clip(sequences / gpu.sm_count, 1e-9, 1.0)
     memory_s = np.hypot(streaming_s(c, gpu, token_bytes), token_bytes / (c["split"] * busy * gpu.hbm_bytes_per_s))
-    arithmetic = "fp8" if kv_dtype == "fp8" and attention_software(gpu).multiplies_latents_in_fp8 else "bf16"
-    compute_s = 2 * heads * (2 * rank + rope) / (c["compute"] * gpu.flops_per_s[arithmetic]) + 0 * sequences
+    software = attention_software(gpu)
+    arithmetic = "fp8" if kv_dtype == "fp8" and software.multiplies_latents_in_fp8 else "bf16"
+    tile = software.latent_tile_fp8 if kv_dtype == "fp8" else 1.0
+    multiplied = tile * np.ceil(heads / tile)
+    compute_s = 2 * multiplied * (2 * rank + rope) / (c["compute"] * gpu.flops_per_s[arithmetic]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + (c["tile_s"] + c["head_s"] * heads) * sequences / gpu.sm_count
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)

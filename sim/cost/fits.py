@@ -53,8 +53,9 @@ def smooth_body(compute_s: Floats, memory_s: Floats, overlap: float) -> tuple[Fl
 
 
 def peak_flops_per_s(gpu: Gpu, dtype: str) -> float:
-    """Tensor peak of the arithmetic that multiplies `dtype`; a format the GPU cannot multiply is unpacked to bf16."""
-    return gpu.flops_per_s[arithmetic(gpu, dtype)]
+    """Tensor peak of the arithmetic that multiplies `dtype`, at the clock its power leaves the GPU; a format the GPU cannot
+    multiply is unpacked to bf16."""
+    return gpu.loaded_clock * gpu.flops_per_s[arithmetic(gpu, dtype)]
 
 
 def arithmetic(gpu: Gpu, dtype: str) -> str:
@@ -64,7 +65,7 @@ def arithmetic(gpu: Gpu, dtype: str) -> str:
 
 
 def expert_flops_per_s(gpu: Gpu, dtype: str) -> float:
-    """The same for the grouped GEMMs of experts: Marlin, which unpacks integers, multiplies on every GPU by the instructions of
+    """The same for the grouped GEMMs of experts, which at half of the peak leave a GPU its boost clock: Marlin, which unpacks integers, multiplies on every GPU by the instructions of
     Ampere (mma.sync), 2048 FLOPs a cycle and SM, and not by those that reach the printed peak of later ones."""
     peak = gpu.flops_per_s[expert_arithmetic(gpu, dtype)]
     return min(peak, MMA_SYNC_FLOPS * cycles_per_s(gpu)) if dtype == "int4_wo" else peak
@@ -137,7 +138,7 @@ def _in_waves(c: Constants, gpu: Gpu, m: Floats, n: Floats, k: Floats) -> Floats
     flops = 2 * m * n * k
     if gpu.sm_version not in IN_WAVES:
         return flops
-    peak = gpu.flops_per_s["bf16"]
+    peak = gpu.loaded_clock * gpu.flops_per_s["bf16"]
     whole = np.full(np.shape(flops), np.inf)
     for rows, columns in WAVE_TILES:
         waves = np.ceil(np.ceil(m / rows) * np.ceil(n / columns) / gpu.sm_count)
@@ -230,26 +231,38 @@ def moe(
     Three matrices of hidden x intermediate an expert. An expert computes `tile` rows more than it has, for its last row
     tile is never full (four times as many where there are more tokens than experts: tiles of 16 rows become 64, vLLM's
     fused_moe, get_default_config), and costs `expert_s` of one SM to set up. The serial reductions over hidden, then
-    intermediate, cost `depth_s` for every 4096 elements. All `pairs` of `tokens`, routed here or not, are sorted before, and
-    their rows of hidden summed after, at `combine` bytes a cycle on every SM. Where some are not routed here, those of this
-    rank are picked out first, which costs `map_s`. Reading the weights takes `cold` of its time from HBM (as in `gemm`).
+    intermediate, cost `depth_s` for every 4096 elements. Where some of `pairs` are not routed here, those of this rank are
+    picked out first, which costs `map_s`. Reading the weights takes `cold` of its time from HBM (as in `gemm`).
+
+    The rows of pairs routed here go in and out of the GEMMs at `gather` bytes a cycle on every SM, at HBM's rate at most.
+    Kernels that know nothing of ranks (Triton's and Marlin's in vLLM) write zeros for pairs of other ranks and activate
+    those too; then all rows are summed. These bytes go at `combine` bytes a cycle, and `passes` of them are made: all, or the
+    tenth that is left where a library sums in its second GEMM.
     """
     tokens, hidden, intermediate = array(tokens), array(hidden), array(intermediate)
-    touched, routed = array(touched), array(routed)
+    touched, routed, pairs = array(touched), array(routed), array(pairs)
     activation = expert_activation_bytes(gpu, dtype)
-    hbm = gpu.hbm_bytes_per_s
-    tokens_an_expert = routed * tokens / np.maximum(touched * array(pairs), 1e-12)
+    tokens_an_expert = routed * tokens / np.maximum(touched * pairs, 1e-12)
     large = tokens_an_expert**4 / (1 + tokens_an_expert**4)
     rows = routed + c["tile"] * (1 + 3 * large) * touched
     compute_s = 6 * rows * hidden * intermediate / (c["compute"] * expert_flops_per_s(gpu, dtype))
     weights_s = cold * streaming_s(c, gpu, 3 * touched * hidden * intermediate * weight_bytes(dtype))
     moved = routed * (hidden * (activation + ACTIVATION_BYTES) + intermediate * (3 * ACTIVATION_BYTES + activation))
-    memory, compute = smooth_body(compute_s, weights_s + moved / (c["activation"] * hbm), c["overlap"])
-    combine_s = ACTIVATION_BYTES * hidden * (array(pairs) + tokens) / (c["combine"] * cycles_per_s(gpu))
+    memory, compute = smooth_body(compute_s, weights_s + _passed_s(c, gpu, moved, c["gather"]), c["overlap"])
+    # gate and up written and read, their product written; the output written
+    elsewhere = ACTIVATION_BYTES * (pairs - routed) * (5 * intermediate + hidden)
+    summed = ACTIVATION_BYTES * hidden * (pairs + tokens)
+    combine_s = _passed_s(c, gpu, c["passes"] * (elsewhere + summed), c["combine"])
     depth_s = c["depth_s"] * (hidden + intermediate) / DEPTH_REFERENCE
-    map_s = np.where(routed < 0.999 * array(pairs), c["map_s"], 0.0)
+    map_s = np.where(routed < 0.999 * pairs, c["map_s"], 0.0)
     fixed_s = c["launch_s"] + depth_s + map_s + c["expert_s"] * touched / gpu.sm_count + np.zeros_like(compute)
     return KernelTime(fixed_s, memory + combine_s, compute)
+
+
+def _passed_s(c: Constants, gpu: Gpu, size_bytes: Floats, cycle_bytes: float) -> Floats:
+    """Seconds of activations through HBM and the SMs, which take `cycle_bytes` a cycle each."""
+    through_hbm, through_sms = 1 / (c["memory"] * gpu.hbm_bytes_per_s), 1 / (cycle_bytes * cycles_per_s(gpu))
+    return size_bytes * float(np.hypot(through_hbm, through_sms))
 
 
 def elementwise(c: Constants, gpu: Gpu, bytes_moved: Floats | float, kernels: int) -> KernelTime:

@@ -28,14 +28,18 @@ ELEMENTWISE = 5
 
 MEASURED_FUSED = frozenset({"b200-sxm", "gb300"})
 """GPUs on which vLLM's modules were measured as engines run them; the GB300's in the newest of its tables only."""
-NATIVE_S, NATIVE_FILLED_S, NATIVE_HALF_TOKENS = 38e-6, 18e-6, 6.0
-"""Of the chain for one token; what its kernels take more when they have many, and for how many half of that: GB200 and B300 less
-B200, which run the same attention, at 1 to 512 tokens."""
-NATIVE_TOKEN_BYTES, NATIVE_TOKEN_CYCLES = 42e3, 2900.0
-"""Of a token through HBM, and of an SM besides: the same differences beyond 1,024 tokens and one head (18 ns a token), split as
-the 25 and 21 ns a token of H100 and H200 ask for, which differ in HBM alone."""
-NATIVE_HEAD_CYCLES = 190.0
-"""Of an SM for a token and head: 0.65 ns on GB200 and B300."""
+NATIVE_S, NATIVE_FILLED_S, NATIVE_HALF_TOKENS = 36e-6, 20e-6, 4.0
+"""Of the chain for one token; what its kernels take more when they have many, and for how many half of that: vLLM 0.24's modules on
+a GB300 less 0.27's, at 1 to 512 tokens."""
+NATIVE_TOKEN_BYTES, NATIVE_TOKEN_CYCLES = 42e3, 3130.0
+"""Of a token through HBM, and of an SM besides: the same differences with one head (11 ns a token up to 8,192 of them, 20 from 32,768
+on), and the 25 and 21 ns a token of H100 and H200, which differ in HBM alone. It is 59e3 bytes on a GB300 by itself and 40e3 on
+Hopper."""
+NATIVE_BUFFER_BYTES = 12.5e3
+"""Of a token, written by one kernel of the chain and read by the next: what of all tokens fits in L2 does not pass HBM (GB300: below
+some 10,000 tokens). It is q_a and the latent in bf16 and in fp32."""
+NATIVE_HEAD_CYCLES = 217.0
+"""Of an SM for a token and head: 0.73 ns on a GB300."""
 
 
 def around_s(
@@ -62,5 +66,6 @@ def _native_s(roofline: Roofline, tokens: Floats, heads: Floats) -> Floats:
     """Seconds of PyTorch's own chain beyond the fused kernels that stand for it."""
     cycles = tokens * (NATIVE_TOKEN_CYCLES + NATIVE_HEAD_CYCLES * heads)
     launched_s = NATIVE_S + NATIVE_FILLED_S * tokens / (tokens + NATIVE_HALF_TOKENS)
-    moved_s = roofline.elementwise(tokens * NATIVE_TOKEN_BYTES, 0).total_s
+    cold = 1 / (1 + (roofline.gpu.l2_bytes / (NATIVE_BUFFER_BYTES * tokens)) ** 2)
+    moved_s = roofline.elementwise(cold * tokens * NATIVE_TOKEN_BYTES, 0).total_s
     return launched_s + moved_s + cycles / cycles_per_s(roofline.gpu)

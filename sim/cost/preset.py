@@ -18,10 +18,10 @@ from sim.cost.formats import Quantisation
 from sim.cost.vector_attention import VectorAttention
 from sim.hardware.gpu import Gpu
 
-POWER_BOUND_SM = 90
-"""Compute capability from which GPUs lower their clock under load. Published runs of LMDeploy and of five versions of
-TensorRT-LLM on A100 show prompts computed at the clock at which its kernels were measured; the L40S's, too, were
-measured at the clock that it keeps."""
+POWER_BOUND_SM = range(90, 120)
+"""Compute capabilities of GPUs that lower their clock under hours of load. Published runs of LMDeploy and of five versions of
+TensorRT-LLM on A100 show prompts computed at the clock at which its kernels were measured; graphics cards, too, were
+measured at the clock that they keep (`sim/hardware/power.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class EnginePreset:
 
     def clock_on(self, gpu: Gpu) -> float:
         """The clock that `gpu` keeps: all of it before tensor cores could draw more power than a card may."""
-        return self.sustained_clock if gpu.sm_version >= POWER_BOUND_SM else 1.0
+        return self.sustained_clock if gpu.sm_version in POWER_BOUND_SM else 1.0
 
 
 def vllm_graph_sizes(limit: int = 512) -> tuple[int, ...]:

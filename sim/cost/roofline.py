@@ -8,6 +8,8 @@ split-K, tiles, the last wave) is in `sim/cost/fits.py` and `sim/cost/attention_
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
 from sim.cost.formats import STATIC_SCALES, Quantisation, kv_bytes
@@ -35,8 +37,9 @@ _NOTHING = (
     "whole",
     "depth_power",
     "wide",
+    "passes",
 )
-_FREE = ("overlap", "softmax", "split", "combine", "kv", "quantise", "transpose")
+_FREE = ("overlap", "softmax", "split", "gather", "combine", "kv", "quantise", "transpose")
 IDEAL: Constants = dict.fromkeys(_PERFECT, 1.0) | dict.fromkeys(_NOTHING, 0.0) | dict.fromkeys(_FREE, float("inf"))
 
 _KV_KEYS = {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8"}
@@ -68,7 +71,7 @@ class Roofline:
         fp8_attention: float = 1.0,
         tuned_reads: bool = False,
     ) -> None:
-        self.gpu = gpu
+        self.gpu = replace(gpu, loaded_clock=1.0) if ideal else gpu
         self.ideal = ideal
         self.quantisation = quantisation
         self.fp8_attention = fp8_attention

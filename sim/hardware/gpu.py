@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sim.errors import InputError, nearest
+from sim.hardware.power import loaded_clock
 from sim.units import parse
 
 GPU_FOLDER = Path(__file__).parent / "gpus"
@@ -70,6 +71,8 @@ class Gpu:
     fitted_on: str
     """Whose measurements the kernel constants come from: its own, those of the same silicon, or `ALL_MEASURED` together."""
     sources: Mapping[str, str] = field(default_factory=dict)
+    loaded_clock: float = 1.0
+    """Share of the boost clock that its power leaves busy tensor cores (`sim/hardware/power.py`)."""
 
 
 class _Sourced(BaseModel):
@@ -126,24 +129,27 @@ def load_gpu(name: str) -> Gpu:
     def quantity(item: _Sourced, dimension: str, field_name: str) -> float:
         return parse(item.value, dimension, f"{where}: {field_name}")
 
+    flops_per_s = {kind: quantity(item, "flops_per_s", f"flops.{kind}") for kind, item in file.flops.items()}
+    sm_version, power_w = int(file.sm_version.value), quantity(file.power, "w", "power")
     return Gpu(
         name=file.name,
         vendor=file.vendor,
         memory_bytes=quantity(file.memory, "bytes", "memory"),
         visible_memory_bytes=quantity(file.visible_memory, "bytes", "visible_memory"),
         hbm_bytes_per_s=quantity(file.hbm_bandwidth, "bytes_per_s", "hbm_bandwidth"),
-        flops_per_s={kind: quantity(item, "flops_per_s", f"flops.{kind}") for kind, item in file.flops.items()},
+        flops_per_s=flops_per_s,
         sm_count=int(file.sm_count.value),
-        sm_version=int(file.sm_version.value),
+        sm_version=sm_version,
         l2_bytes=quantity(file.l2, "bytes", "l2"),
         boost_hz=quantity(file.boost_clock, "hz", "boost_clock"),
         pcie_bytes_per_s=quantity(file.pcie_bandwidth, "bytes_per_s", "pcie_bandwidth"),
         link_bytes_per_s=quantity(file.link_bandwidth, "bytes_per_s", "link_bandwidth"),
-        power_w=quantity(file.power, "w", "power"),
+        power_w=power_w,
         idle_power_w=None if file.idle_power is None else quantity(file.idle_power, "w", "idle_power"),
         kernels=_kernel_fits(file),
         fitted_on=file.fitted_on,
         sources=_sources(file),
+        loaded_clock=loaded_clock(sm_version, power_w, flops_per_s["bf16"]),
     )
 
 

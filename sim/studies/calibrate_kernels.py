@@ -211,19 +211,22 @@ def read_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
 
 
 def software(kind: KernelKind, table: Table, gpu: Gpu) -> str:
-    """What distinguishes the implementations of one kind: for experts and decoded latents the library of the commonest rows,
-    for others the table's file.
+    """What distinguishes the implementations of one kind: the kernel of the commonest rows, for experts its library.
 
-    The prefill of latent attention goes by one name everywhere (FLASH_ATTN), but is FlashAttention-3 on Hopper, FlashAttention-4
+    In bf16, products and attention are told apart by their formulas (`AttentionSoftware`, whole waves), so all count as one. The
+    prefill of latent attention goes by one name everywhere (FLASH_ATTN), but is FlashAttention-3 on Hopper, FlashAttention-4
     on data-centre Blackwell and FlashAttention-2 elsewhere.
     """
     if kind.kind == "prefill_mla":
         return str(attention_software(gpu))
-    if "kernel_source" not in table or kind.kind not in ("moe", "decode_mla"):
+    if "kernel_source" not in table or (kind.dtype == "bf16" and kind.kind in _ONE_SOFTWARE):
         return kind.file
-    sources, counts = np.unique(table["kernel_source"][kind.headline(table)], return_counts=True)
+    sources, counts = np.unique(table["kernel_source"], return_counts=True)
     commonest = str(sources[np.argmax(counts)])
     return library(commonest) if kind.kind == "moe" else commonest
+
+
+_ONE_SOFTWARE = ("gemm", "prefill_attention", "decode_attention")
 
 
 def table_folder(folder: Path, gpu: Gpu) -> Path:

@@ -223,8 +223,8 @@ _MLA_DECODE = {
     "launch_s": 20 * _US, "tile_s": 2 * _US, "head_s": 0.3 * _US, "compute": 0.5, "memory": 0.8, "overlap": 2.0, "split": 30.0,
 }  # fmt: skip
 _MOE = _WARM | {
-    "launch_s": 12 * _US, "depth_s": 10 * _US, "compute": 0.6, "memory": 0.8, "tile": 16.0, "activation": 0.4, "overlap": 2.0,
-    "combine": 4.0, "expert_s": 1 * _US, "map_s": 2 * _US,
+    "launch_s": 12 * _US, "depth_s": 10 * _US, "compute": 0.6, "memory": 0.8, "tile": 16.0, "gather": 8.0, "overlap": 2.0,
+    "combine": 8.0, "passes": 0.5, "expert_s": 1 * _US, "map_s": 2 * _US,
 }  # fmt: skip
 _TABLE_NAMES = {"bf16": "bfloat16"}
 MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4", "mxfp4_mxfp8": "w4a8_mxfp4_mxfp8"}
