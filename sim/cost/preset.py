@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,10 @@ class EnginePreset:
     def in_process(self) -> EnginePreset:
         """As a library: the client calls the engine in its own process, without HTTP or tokenisation."""
         return replace(self, serve_step_s=0.0, stream_s=0.0, server_token_s=0.0, entry_s=0.0, exit_s=0.0)
+
+    def host_s(self, requests: NDArray[Any]) -> NDArray[np.float64]:
+        """Host time of iterations of so many requests each."""
+        return np.asarray(self.host_step_s + self.host_request_s * requests)
 
     def clock_on(self, gpu: Gpu) -> float:
         """The clock that `gpu` keeps: all of it before tensor cores could draw more power than a card may."""

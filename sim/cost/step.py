@@ -92,12 +92,12 @@ class StepCost:
         self.full_slope_s: list[float] = slopes.get(None, [0.0] * (max_seqs + 1))
         """Seconds a context token of layers that see all of it, by number of decoding sequences."""
         self.window_slopes_s: list[list[float]] = [slopes.get(w, [0.0] * (max_seqs + 1)) for w in self.windows]
-        self.host_s: list[float] = [preset.host_step_s + preset.host_request_s * n for n in range(max_seqs + 1)]
+        self.host_s: list[float] = preset.host_s(np.arange(max_seqs + 1)).tolist()
         """Host seconds of an iteration, by number of requests."""
         self.launch_s = {mixed: self._launch_s(np.arange(max_tokens + 1), mixed) for mixed in (False, True)}
         """With prompt tokens or without -> least seconds of an iteration by number of tokens: the host launches its kernels."""
-        self.decode_launch_s: list[float] = self.launch_s[False].tolist()
-        self.mixed_launch_s: list[float] = self.launch_s[True].tolist()
+        self.launch_lists_s: dict[bool, list[float]] = {mixed: table.tolist() for mixed, table in self.launch_s.items()}
+        """The same for one look-up at a time."""
         self._chunk_cache: dict[tuple[int, int], tuple[float, float]] = {}
 
     # --- tables -----------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class LockStepPricing:
         """Seconds of one rank's iteration, the scheduling and the launching by its host included."""
         cost, mixed = self._costs[rank], batch is not None and bool(batch.chunks)
         host_s = cost.host_s[0 if batch is None else batch.decodes + len(batch.chunks)]
-        launch_s = (cost.mixed_launch_s if mixed else cost.decode_launch_s)[rows]
+        launch_s = cost.launch_lists_s[mixed][rows]
         return max(gpu_s, launch_s + host_s) if self._async else max(gpu_s, launch_s) + host_s
 
 

@@ -25,6 +25,7 @@ class StagePricing:
         self._decode_s = [sum(parts) for parts in tables]
         """All of a decode-only iteration that does not depend on contexts."""
         self._async = cost.async_scheduling
+        self._decode_launch_s, self._mixed_launch_s = cost.launch_lists_s[False], cost.launch_lists_s[True]
 
     def pace(self, batch: Batch) -> Pace:
         """Duration of the iteration of `batch`: GPU and host one after the other, or the longer of both (asynchronous)."""
@@ -33,7 +34,7 @@ class StagePricing:
         if batch.chunks:
             gpu_s = self.kernels_s(batch)
             requests += len(batch.chunks)
-            least_s = cost.mixed_launch_s[decodes + batch.chunk_tokens]
+            least_s = self._mixed_launch_s[decodes + batch.chunk_tokens]
         else:
             slope_s = cost.full_slope_s[decodes]
             gpu_s = self._decode_s[decodes] + slope_s * batch.context_tokens
@@ -44,7 +45,7 @@ class StagePricing:
                 ):
                     gpu_s += slopes[decodes] * tokens
                     growth_s += slopes[decodes] * below
-            least_s = cost.decode_launch_s[decodes]
+            least_s = self._decode_launch_s[decodes]
         host_s = cost.host_s[requests]
         if self._async:
             least_s, host_s = least_s + host_s, 0.0
@@ -61,8 +62,7 @@ class StagePricing:
 
     def launch_s(self, batch: Batch) -> float:
         """Host seconds to launch the kernels of `batch` one by one; 0 where a CUDA graph holds them."""
-        launch_s = self.cost.mixed_launch_s if batch.chunks else self.cost.decode_launch_s
-        return launch_s[batch.decodes + batch.chunk_tokens]
+        return self.cost.launch_lists_s[bool(batch.chunks)][batch.decodes + batch.chunk_tokens]
 
     def kernels_s(self, batch: Batch) -> float:
         """Seconds of the kernels of `batch`."""

@@ -158,8 +158,8 @@ class SpeculativePricing(StagePricing):
         return self.gpu_s(batch) + self.cost.host_s[batch.decodes + len(batch.chunks)], 0.0, FOR_EVER
 
     def launch_s(self, batch: Batch) -> float:
-        launch_s = self.cost.mixed_launch_s if batch.chunks else self.cost.decode_launch_s
-        return launch_s[self._speculative.verified * batch.decodes + batch.chunk_tokens]
+        tokens = self._speculative.verified * batch.decodes + batch.chunk_tokens
+        return self.cost.launch_lists_s[bool(batch.chunks)][tokens]
 
     def kernels_s(self, batch: Batch) -> float:
         assert isinstance(batch, SpeculativeBatch)

@@ -153,7 +153,7 @@ class Walls:
         if isinstance(cost, LockStepCost) and rows is not None:
             total = cost.complete(total, head, rows, decodes)
         requests = decodes + (0 if chunk_causes is None else steps["prefills"])
-        host_s = (self._preset.host_step_s + self._preset.host_request_s * requests) * k
+        host_s = self._preset.host_s(requests) * k
         launch_s = cost.launch_s[chunk_causes is not None][tokens if rows is None else rows.own] * k
         gpu_s = total.sum(axis=0)
         if cost.async_scheduling:

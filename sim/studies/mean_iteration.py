@@ -91,8 +91,7 @@ def _bubbles_s(
 ) -> Floats:
     """What each row waits for stages and host that other batches occupy."""
     lanes, preset = len(costs[0].stages), deployment.preset
-    requests = steps["decodes"] + steps["prefills"]
-    host_s = (preset.host_step_s + preset.host_request_s * requests) * steps["iterations"]
+    host_s = preset.host_s(steps["decodes"] + steps["prefills"]) * steps["iterations"]
     by_replica = steps | {"replica": steps["replica"] // lanes}
     longest_s = host_s
     for number in range(lanes):
