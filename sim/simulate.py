@@ -89,12 +89,13 @@ class _Run:
         self.fleet, self.workload, self.memory = fleet, workload, fleet.memory
         scenario, env = fleet.scenario, Clock()
         random, where = Random(f"router {scenario.workload.seed}"), f"{scenario.where}: deployment.router"
+        last_turns = workload.last_turns(fleet.max_model_len)
         self.recorder = fleet.build(env, Recorder)
         self.cluster = Cluster(
             env,
             workload,
             self.recorder,
-            make_router(scenario.deployment.router, random, scenario.engine.block_size, where),
+            make_router(scenario.deployment.router, random, scenario.engine.block_size, where, last_turns),
             max_model_len=fleet.max_model_len,
             entry_s=preset.entry_s,
             exit_s=preset.exit_s,

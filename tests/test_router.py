@@ -118,6 +118,54 @@ def test_turns_of_a_conversation_stay_together() -> None:
     assert chosen("session_affinity", fakes(0, 0), [request()] * 3) == [0, 1, 0]  # no session: the least outstanding
 
 
+def talks(turns: list[list[int]], **more: Any) -> Workload:
+    """Conversations that begin together; of each, the prompt tokens of its turns."""
+    tokens = [count for prompts in turns for count in prompts]
+    session = np.repeat(np.arange(len(turns)), [len(prompts) for prompts in turns])
+    rows = np.arange(len(tokens))
+    follows = np.append(session[1:] == session[:-1], False)
+    return Workload(
+        np.array(tokens), np.full(len(tokens), 4), np.zeros(len(tokens)),
+        next_turn=np.where(follows, rows + 1, -1), session=session, **more,
+    )  # fmt: skip
+
+
+def test_a_conversation_is_over_when_no_turn_of_it_can_reach_a_router() -> None:
+    load = talks([[8, 20, 40], [9], [50, 60], [10, 70, 30]])
+    assert load.last_turns(below_tokens=100).tolist() == [0, 0, 1, 1, 0, 1, 0, 0, 1]
+    # longer prompts are refused before: of the third conversation none comes, of the last one its third turn still does
+    assert load.last_turns(below_tokens=40).tolist() == [0, 1, 0, 1, 0, 0, 0, 0, 1]
+    alone = Workload(np.array([5, 5]), np.array([1, 1]), np.zeros(2), session=np.array([0, 0]))
+    assert not alone.last_turns(below_tokens=100).any()  # turns that wait for nothing may come in any order
+
+
+def test_affinity_remembers_the_conversations_under_way_only() -> None:
+    rounds = [request(3 * session + turn, session=session) for session in range(500) for turn in range(3)]
+    last = np.arange(1500) % 3 == 2
+    routers: Any = [make_router("session_affinity", Random(1), 16, last_turns=ends) for ends in (last, None)]
+    forgetful, hoarder = routers
+    here, there = fakes(0, 0, 0), fakes(0, 0, 0)
+    for seq in rounds:
+        places = [router.choose(fleet, seq) for router, fleet in ((forgetful, here), (hoarder, there))]
+        assert places[0].index == places[1].index
+        for replica in places:
+            replica.outstanding += 1
+        assert len(forgetful._replica_of) <= 1
+    assert len(hoarder._replica_of) == 500
+
+
+@pytest.mark.parametrize("longest", [4000, 60])
+def test_a_run_of_conversations_leaves_nothing_to_remember(longest: int) -> None:
+    load = talks([[8 + 3 * i % 40 + 20 * turn for turn in range(1 + i % 5)] for i in range(60)])
+    router: Any = make_router("session_affinity", Random(1), 4, last_turns=load.last_turns(longest))
+    found = play(load, replicas=3, router=router, blocks=400, max_model_len=longest)
+    assert (found.requests["status"] == 1).any() == (longest == 60)
+    assert router._replica_of == {}
+    served = found.requests["status"] == 0
+    homes = set(zip(load.session[found.requests["id"]][served], found.requests["replica"][served], strict=True))
+    assert len(homes) == len({session for session, _ in homes})
+
+
 def test_a_hash_keeps_conversations_together_and_replicas_even_whatever_they_hold() -> None:
     requests = [request(session=session) for session in (7, 8, 7, 9, 8, 7)]
     places = chosen("session_hash", fakes(0, 99, 0), requests)

@@ -8,6 +8,9 @@ from itertools import count
 from random import Random
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.engine.sequence import Sequence
 from sim.engine.serving import ServingReplica
 from sim.errors import InputError, nearest
@@ -191,19 +194,28 @@ class PrefixAffinity:
 
 
 class SessionAffinity:
-    """Every turn of a conversation to the replica of its first one; that goes to the least outstanding."""
+    """Every turn of a conversation to the replica of its first one; that goes to the least outstanding.
 
-    def __init__(self) -> None:
+    It remembers the conversations under way: one is forgotten when its last turn is sent.
+
+    Args:
+        last_turns: by number of a request, whether no other turn of its conversation follows; None: nobody knows.
+    """
+
+    def __init__(self, last_turns: NDArray[np.bool_] | None = None) -> None:
         self._least = LeastOutstanding()
         self._replica_of: dict[int, ServingReplica] = {}
+        self._last = None if last_turns is None else last_turns.tobytes()
 
     def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:
-        known = self._replica_of.get(seq.session)
-        if known is not None:
-            return known
-        chosen = self._least.choose(replicas, seq)
-        if seq.session >= 0:
-            self._replica_of[seq.session] = chosen
+        replica_of, session = self._replica_of, seq.session
+        chosen = replica_of.get(session)
+        if chosen is None:
+            chosen = self._least.choose(replicas, seq)
+            if session >= 0:
+                replica_of[session] = chosen
+        if self._last is not None and self._last[seq.id]:
+            replica_of.pop(session, None)
         return chosen
 
     def over(self, replica: ServingReplica) -> None:
@@ -225,13 +237,20 @@ class SessionHash(_Careless):
         return replicas[(key * 0x9E3779B9 % 2**32) * len(replicas) >> 32]
 
 
-def make_router(name: str, random: Random, block_size: int, where: str = "deployment.router") -> Router:
+def make_router(
+    name: str,
+    random: Random,
+    block_size: int,
+    where: str = "deployment.router",
+    last_turns: NDArray[np.bool_] | None = None,
+) -> Router:
     """The router of this name.
 
     Args:
         name: one of `ROUTERS`.
         random: for the routers that draw.
         block_size: tokens of a KV block, for the one that looks at prefixes.
+        last_turns: of `Workload.last_turns`, for the one that remembers conversations.
 
     Raises:
         InputError: no such router.
@@ -250,7 +269,7 @@ def make_router(name: str, random: Random, block_size: int, where: str = "deploy
         case "prefix_affinity":
             return PrefixAffinity(block_size)
         case "session_affinity":
-            return SessionAffinity()
+            return SessionAffinity(last_turns)
         case "session_hash":
             return SessionHash()
     raise InputError(where, f"got '{name}'", nearest(name, ROUTERS))

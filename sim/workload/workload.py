@@ -52,6 +52,19 @@ class Workload:
         """Longest prompt + output of any request."""
         return int((self.input_tokens + self.output_tokens).max())
 
+    def last_turns(self, below_tokens: int) -> NDArray[np.bool_]:
+        """Whether a row is the last of its conversation with a prompt of less than `below_tokens`.
+
+        No row is where turns do not wait for the one before: they may come in any order.
+        """
+        last = np.zeros(len(self), dtype=bool)
+        if self.session is None or self.next_turn is None:
+            return last
+        latest_first = np.flatnonzero(self.input_tokens < below_tokens)[::-1]
+        _, place = np.unique(self.session[latest_first], return_index=True)
+        last[latest_first[place]] = True
+        return last
+
     @property
     def request_rate(self) -> float | None:
         """Requests a second that an open loop offers (infinite if all arrive at once); None for a closed loop."""
