@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from sim import catalogue
 from sim.cli import app
+from sim.cost.causes import CAUSES
+from sim.cost.pipeline import PipelineCost
 from sim.cost.step import StepCost
 from sim.engine.deployment import Deployment
 from sim.errors import InputError
@@ -90,7 +92,7 @@ NOT_ZERO = {
 def test_the_parts_are_the_difference_to_the_twin(case: str) -> None:
     found = compared(CASES[case])
     for slowdown in (found.decode, found.prefill):
-        assert tuple(slowdown.parts_ms) == PARTS
+        assert tuple(slowdown.parts_ms) == tuple(PARTS)
         assert sum(slowdown.parts_ms.values()) == pytest.approx(slowdown.ms - slowdown.twin_ms, abs=1e-9)
         assert sum(slowdown.causes_ms.values()) == pytest.approx(slowdown.ms, rel=1e-12)
         assert slowdown.factor == slowdown.ms / slowdown.twin_ms
@@ -155,6 +157,36 @@ def test_a_slow_gpu_costs_what_the_sound_group_would_have_saved() -> None:
     assert slow.decode.twin_ms == pytest.approx(sound.decode.twin_ms, rel=1e-12)
     assert slow.decode.parts_ms["straggler"] == pytest.approx(slow.decode.ms - sound.decode.ms, rel=1e-9)
     assert slow.decode.parts_ms["latency"] == pytest.approx(sound.decode.parts_ms["latency"], rel=1e-9)
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.7])
+def test_a_straggler_on_printed_peaks_costs_the_inverse_of_its_speed(speed: float) -> None:
+    """Kernels without fixed costs, collectives that are free: all that a GPU at 0.7 of its rates takes is 1 / 0.7 as long."""
+    slow = wide(overrides=[{"gpu": "n1.g2", "speed": speed}]).with_overrides({"engine.preset": "ideal"})
+    found = compared(slow)
+    for slowdown in (found.decode, found.prefill):
+        assert slowdown.parts_ms["straggler"] == pytest.approx((1 / speed - 1) * slowdown.twin_ms, rel=1e-12)
+        assert slowdown.factor == pytest.approx(1 / speed, rel=1e-12)
+
+
+def test_a_straggler_in_one_of_two_stages_slows_that_stage() -> None:
+    """n0.g5 is in the second; a batch passes both, so of the passage that stage's kernels are twice as long."""
+    halves = scenario(
+        deployment={"pipeline_parallel_size": 2},
+        cluster={"overrides": [{"gpu": "n0.g5", "speed": 0.5}]},
+        engine={"preset": "ideal"},
+    )
+    found, cost = compared(halves), nvlink_twin(Deployment.of(halves)).cost(0)
+    assert isinstance(cost, PipelineCost)
+    second = cost.stages[1]
+    tokens = found.prefill_tokens
+    alone_s = second.token_s[tokens] + second.sampled_s[1] + second.chunks_s([(0, tokens)])
+    assert found.prefill.parts_ms["straggler"] == pytest.approx(1e3 * alone_s, rel=1e-12)
+
+
+def test_every_cause_of_what_can_be_compared_has_one_part() -> None:
+    causes = sorted(cause for part in PARTS for cause in PARTS[part])
+    assert causes == sorted(set(CAUSES) - {"lock_step", "draft"})
 
 
 @pytest.mark.parametrize(
@@ -274,6 +306,13 @@ def test_what_cannot_be_compared_is_refused() -> None:
     one_token = scenario(workload={"lengths": {"kind": "fixed", "input_tokens": 512, "output_tokens": 1}})
     with pytest.raises(InputError, match="only decodes"):
         compare([one_token, scenario()])
+    drafted = scenario(engine={"speculative": {"num_speculative_tokens": 2, "acceptance_rate": 0.5, "draft_cost": 0.0}})
+    with pytest.raises(InputError, match="more than one token"):
+        compare([scenario(), drafted])
+    experts = {"tensor_parallel_size": 1, "data_parallel_size": 4, "enable_expert_parallel": True}
+    lock_step = scenario(deployment=experts).with_overrides({"model": "mixtral-8x7b"})
+    with pytest.raises(InputError, match="in lock-step"):
+        compare([scenario(), lock_step])
 
 
 # --- the command --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sim.cost.causes import CAUSES, INDEX, Causes
+from sim.cost.causes import CAUSES, INDEX
 from sim.engine.deployment import Deployment
 from sim.errors import InputError
 from sim.results.verdict import label
@@ -24,10 +24,18 @@ from sim.studies.mean_iteration import (
 from sim.studies.twin import nvlink_twin
 from sim.units import format_rate
 
-PARTS = ("latency", "bandwidth", "sharing", "straggler", "rest")
-"""What makes an iteration longer than on the twin: latency and bandwidth of collectives and hand-overs, waiting for others on
-the same links, a slow GPU; the rest is pipeline bubbles, and host time that the GPU hides on one of the two only."""
-_ON_THE_GPU = ("weights_read", "kv_read", "compute", "activations", "kernel_fixed")
+PARTS = {
+    "latency": ("collective_latency",),
+    "bandwidth": ("collective_bandwidth",),
+    "sharing": ("shared_links",),
+    "straggler": ("weights_read", "kv_read", "compute", "activations", "kernel_fixed"),
+    "rest": ("pipeline_bubble", "engine_overhead"),
+}
+"""What makes an iteration longer than on the twin, and the causes it is the difference in: latency and bandwidth of collectives
+and hand-overs, waiting for others on the same links, a slow GPU (the kernels differ in nothing else); the rest is pipeline
+bubbles, and host time that the GPU hides on one of the two only."""
+
+_RUN_THEM = "hold the runs' own TPOT side by side (twowalls run A B)"
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Compared:
             "batch",
             "prefill_tokens",
         )
-        data = {name: getattr(self, name) for name in (*plain, "prefill_tokens")}
+        data = {name: getattr(self, name) for name in plain}
         slowdowns = {"decode": self.decode.as_dict(), "prefill": self.prefill.as_dict()}
         return data | {"deployment": self.label, "throughput_per_gpu": self.output_throughput / self.gpus} | slowdowns
 
@@ -117,7 +125,8 @@ def compare(scenarios: Items[Scenario]) -> Comparison:
     """Runs every scenario, sets each beside its ideal twin, and answers which of the first two is faster a token.
 
     Raises:
-        InputError: fewer than two scenarios, pools for prefill and decode, or a run in which nothing only decodes.
+        InputError: fewer than two scenarios, one whose mean iteration says nothing (pools for prefill and decode, replicas in
+            lock-step, speculation), or a run in which nothing only decodes.
         DoesNotFit: one of them does not.
     """
     if len(scenarios) < 2:
@@ -145,7 +154,14 @@ def compared(scenario: Scenario) -> Compared:
     if scenario.deployment.pools is not None:
         hint = "compare the pools as deployments of their own"
         raise InputError(f"{scenario.where}: deployment.pools", "got pools for prefill and decode", hint)
-    result, deployment = simulate(scenario), Deployment.of(scenario)
+    if scenario.engine.speculative is not None:
+        problem = "got speculation, with which an iteration yields more than one token"
+        raise InputError(f"{scenario.where}: engine.speculative", problem, _RUN_THEM)
+    deployment = Deployment.of(scenario)
+    if deployment.lock_step:
+        problem = "got replicas in lock-step, whose iterations wait for what others compute"
+        raise InputError(f"{scenario.where}: deployment.enable_expert_parallel", problem, _RUN_THEM)
+    result = simulate(scenario)
     decoding = decode_iterations(result.steps)
     if decoding is None:
         hint = "give it more output tokens or a lower load"
@@ -177,19 +193,9 @@ def slowdown(deployment: Deployment, twin: Deployment, iterations: Iterations, s
     mine, ideal = mean_causes(deployment, iterations), mean_causes(twin, iterations)
     mine[INDEX["shared_links"]] = sharing_s
     more_ms = 1e3 * (mine - ideal)
-    parts_ms = {
-        "latency": _of(more_ms, "collective_latency"),
-        "bandwidth": _of(more_ms, "collective_bandwidth"),
-        "sharing": _of(more_ms, "shared_links"),
-        "straggler": _of(more_ms, *_ON_THE_GPU),
-        "rest": _of(more_ms, "pipeline_bubble", "engine_overhead"),
-    }
+    parts_ms = {part: float(sum(more_ms[INDEX[cause]] for cause in causes)) for part, causes in PARTS.items()}
     causes_ms = {cause: 1e3 * float(mine[INDEX[cause]]) for cause in CAUSES}
     return Slowdown(1e3 * float(mine.sum()), 1e3 * float(ideal.sum()), parts_ms, causes_ms)
-
-
-def _of(causes: Causes, *names: str) -> float:
-    return float(sum(causes[INDEX[name]] for name in names))
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------
