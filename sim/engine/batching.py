@@ -186,16 +186,19 @@ class VllmScheduler:
         return budget
 
     def _make_room(self, batch: Batch, seq: Sequence, blocks: int) -> bool:
-        """Preempts from the end of the running list until `blocks` are free (R5); False if `seq` itself had to go."""
+        """Preempts one after another until `blocks` are free (R5); False if `seq` itself had to go."""
         while blocks > self.pool.free:
             if not self.limits.preempts:
                 batch.out_of_memory = (seq, blocks - self.pool.free)
                 return False
-            victim = next(reversed(self.running))
-            self._preempt(batch, victim)
+            self._preempt(batch, victim := self._victim())
             if victim is seq:
                 return False
         return True
+
+    def _victim(self) -> Sequence:
+        """Who is preempted next: the latest admitted of those running."""
+        return next(reversed(self.running))
 
     def _preempt(self, batch: Batch, victim: Sequence) -> None:
         """P1, P2: its blocks are freed, its outputs kept, and it waits at the front."""
@@ -216,8 +219,7 @@ class VllmScheduler:
             batch.sampled += 1
             seq.computed_tokens += 1
             if self.prefix_pool is not None:
-                returned = seq.computed_tokens - (1 if self.limits.async_scheduling else 0)
-                self.prefix_pool.register(seq, returned)
+                self.prefix_pool.register(seq, seq.computed_tokens - int(self._async))  # what has returned (A4)
             if seq.gap_since_s == seq.gap_since_s:
                 batch.late = [*batch.late, seq]
         else:

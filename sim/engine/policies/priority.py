@@ -31,17 +31,12 @@ class Priority(OrderedScheduler):
     def rank(self, seq: Sequence) -> Rank:
         return seq.priority, seq.arrival_s, seq.id
 
-    def _make_room(self, batch: Batch, seq: Sequence, blocks: int) -> bool:
-        while blocks > self.pool.free:
-            if not self.limits.preempts:
-                batch.out_of_memory = (seq, blocks - self.pool.free)
-                return False
-            victim = max(self.running, key=self.rank)
-            self._withdraw(batch, victim)
-            self._preempt(batch, victim)
-            if victim is seq:
-                return False
-        return True
+    def _victim(self) -> Sequence:
+        return max(self.running, key=self.rank)
+
+    def _preempt(self, batch: Batch, victim: Sequence) -> None:
+        self._withdraw(batch, victim)
+        super()._preempt(batch, victim)
 
     def _withdraw(self, batch: Batch, victim: Sequence) -> None:
         """Takes back what the batch gave to `victim` already; the budget counts what is left in the batch."""
