@@ -166,7 +166,11 @@ class Deployment:
 
     @property
     def async_scheduling(self) -> bool:
-        if self.scenario.engine.speculative is not None:
+        """Whether its replicas schedule an iteration while the one before runs.
+
+        With stages, the batches in flight overlap host and GPU already, and vLLM schedules synchronously.
+        """
+        if self.scenario.engine.speculative is not None or self.sharding.pipeline > 1:
             return False
         asked = self.scenario.engine.async_scheduling
         return self.preset.async_scheduling if asked is None else asked
@@ -289,7 +293,7 @@ class Deployment:
         options: dict[str, Any] = {
             "max_tokens": engine.max_num_batched_tokens,
             "max_seqs": engine.max_num_seqs,
-            "async_scheduling": self.async_scheduling and self.sharding.pipeline == 1,
+            "async_scheduling": self.async_scheduling,
             "windows": windows,
         }
         backend, group = self._slowest(ranks), self.communicator(ranks) if len(ranks) > 1 else None

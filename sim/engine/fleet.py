@@ -103,8 +103,7 @@ class Fleet:
 
     def start(self, done: Callable[[Sequence, float], None], moved: Callable[[Sequence, Replica], None]) -> None:
         """Builds the replicas; `done` is told of every request that is over, `moved` of one that goes to another replica."""
-        groups = {id(pool): LockStepGroup(self.env) for pool in self.pools if pool.lock_step}
-        self._groups = groups
+        self._groups = groups = {id(pool): LockStepGroup(self.env) for pool in self.pools if pool.lock_step}
         for index, cost in enumerate(self.costs):
             replica = self._replica(index, cost, done)
             self.replicas.append(replica)
@@ -128,9 +127,6 @@ class Fleet:
         if isinstance(cost, SpeculativeCost):
             return self._speculative(index, cost, limits, blocks, done)
         if engine.on_kv_full == "swap":
-            if pool.lock_step:
-                where = f"{self.scenario.where}: engine.on_kv_full"
-                raise InputError(where, "got swap with replicas in lock-step", "use preempt")
             return self._swapping(index, cost, limits, blocks, done)
         if host is not None:
             policy = self._tiered(policy, index, cost)
@@ -318,8 +314,7 @@ class Fleet:
             long_prefill_token_threshold=engine.long_prefill_token_threshold,
             scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl and not naive,
             watermark=engine.watermark,
-            # with stages, the batches in flight overlap host and GPU already, and vLLM schedules synchronously
-            async_scheduling=pool.async_scheduling and pool.sharding.pipeline == 1,
+            async_scheduling=pool.async_scheduling,
             preempts=not naive,
         )
 

@@ -14,7 +14,6 @@ from sim.studies.plan import HEADROOM, SEEDS, Choice, with_replicas
 from sim.studies.prices import Prices
 
 SHOWN = 12
-_COMMUNICATION = ("collective_latency", "collective_bandwidth")
 
 
 def plan_text(choices: Sequence[Choice], prices: Prices, request_rate: float | None = None) -> str:
