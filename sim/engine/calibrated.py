@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sim.cost.preset import EnginePreset, preset_for
 from sim.errors import InputError
 from sim.hardware.topology import Topology, load_topology
 from sim.scenario import Scenario
@@ -26,6 +27,14 @@ def calibration_of(scenario: Scenario) -> Calibration | None:
         hint = f"use engine.preset: {found.engine.preset}, or a file of {engine.preset}"
         raise InputError(where, f"got a file of {found.engine.preset} with the preset {engine.preset}", hint)
     return found
+
+
+def preset_of(scenario: Scenario, calibration: Calibration | None) -> EnginePreset:
+    """The engine that a scenario asks for, its own times as they were calibrated."""
+    engine = scenario.engine
+    factors = calibration.engine.by_field if calibration and calibration.engine else {}
+    preset = preset_for(engine.preset, engine.version, engine.api_server, engine.cuda_graphs, factors)
+    return replace(preset, source=calibration.origin) if calibration is not None and factors else preset
 
 
 def topology_of(scenario: Scenario) -> Topology:

@@ -17,12 +17,12 @@ from sim.cost.kernels import KernelBackend
 from sim.cost.measured import MeasuredKernels
 from sim.cost.measured_tables import find_tables
 from sim.cost.pipeline import HandOver, PipelineCost
-from sim.cost.preset import EnginePreset, preset_for
+from sim.cost.preset import EnginePreset
 from sim.cost.roofline import Roofline
 from sim.cost.speculation import SpeculativeCost
 from sim.cost.step import StepCost, reaches
 from sim.cost.vector_attention import VectorKernels
-from sim.engine.calibrated import calibration_of, topology_of
+from sim.engine.calibrated import calibration_of, preset_of, topology_of
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu, load_gpu
 from sim.hardware.placement import Placement, place
@@ -141,11 +141,7 @@ class Deployment:
         if topology is None:
             topology = topology_of(scenario)
         placement = place(topology, sharding.tensor, sharding.pipeline, sharding.data, asked.placement)
-        engine = scenario.engine
-        factors = calibration.engine.by_field if calibration and calibration.engine else {}
-        preset = preset_for(engine.preset, engine.version, engine.api_server, engine.cuda_graphs, factors)
-        if calibration is not None and factors:
-            preset = replace(preset, source=calibration.origin)
+        preset = preset_of(scenario, calibration)
         if not preset.sliding_windows:
             model = model.without_windows()
         times = calibration.kernel_times if calibration else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import replace
 
-from sim.cost.preset import preset_for
+from sim.engine.calibrated import calibration_of, preset_of
 from sim.engine.deployment import Deployment
 from sim.scenario import Scenario, WorkloadSpec
 
@@ -28,10 +28,10 @@ def warm_deployment(scenario: Scenario) -> Deployment:
     bare = {"name": "any", "description": "", "workload": _ANY_WORKLOAD, "slo": None, "assertions": []}
     key = scenario.model_copy(update=bare).content_hash()
     found, uses = _warm.pop(key, (None, 0))
-    engine = scenario.engine
+    calibration = calibration_of(scenario)
     # calibration tries one preset after another under the same name
-    preset = preset_for(engine.preset, engine.version, engine.api_server)
-    if found is None or found.preset != preset or uses >= _USES:
+    wanted = preset_of(scenario, calibration), calibration
+    if found is None or (found.preset, found.calibration) != wanted or uses >= _USES:
         found, uses = Deployment.of(scenario), 0
     _warm[key] = found, uses + 1
     if len(_warm) > _KEPT:
