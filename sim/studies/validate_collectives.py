@@ -17,6 +17,7 @@ from sim.hardware.topology import Topology, load_topology
 from sim.hardware.topology_language import CalibrationSpec
 from sim.studies.calibrate_collectives import calibrate
 from sim.studies.kernel_rows import software_of
+from sim.studies.load_forms import message_bytes, parse_load
 
 SYSTEMS: Mapping[str, str] = {
     "a100_sxm": "dgx-a100",
@@ -31,6 +32,8 @@ SYSTEMS: Mapping[str, str] = {
 }
 """Folder of the aiconfigurator tables -> topology of the machine they were measured on."""
 _ELEMENT_BYTES = {"half": 2, "bfloat16": 2, "int8": 1}
+_HALF_BYTES = 2.0
+"""Of an element of the published rows, which are all bf16 or fp16."""
 _OPS = {"alltoall": "all_to_all"}
 _BACKENDS = {"vllm_graph": "custom", "vllm_eager": "eager"}
 
@@ -156,7 +159,11 @@ def _published(record: Mapping[str, str]) -> bool:
 def _measurement(record: Mapping[str, str]) -> tuple[str, float, float]:
     """(op, bytes, seconds) of a row."""
     seconds = float(record["value"]) * {"ms": 1e-3, "us": 1e-6}[record["unit"]]
-    return record["metric"].split("_latency")[0], _message_bytes(record["batch_or_concurrency_or_rate"]), seconds
+    load = record["batch_or_concurrency_or_rate"]
+    message = parse_load(load).message
+    if message is None:
+        raise InputError("batch_or_concurrency_or_rate", f"got '{load}'", "the size of the message is not stated")
+    return record["metric"].split("_latency")[0], message_bytes(*message, _HALF_BYTES), seconds
 
 
 def _own_fabric(topology: Topology, records: Iterable[Mapping[str, str]]) -> dict[str, CalibrationSpec]:
@@ -198,15 +205,6 @@ def _summary(name: str, errors: Floats) -> ErrorGroup:
         p90_abs_error=float(np.quantile(size, 0.9)),
         within_25_percent=float((size <= 0.25).mean()),
     )
-
-
-def _message_bytes(text: str) -> float:
-    """Bytes in "message=2048 bytes" or "message=16 KB" (KB of nccl-tests: 1024 bytes)."""
-    number, unit = text.removeprefix("message=").split()
-    factors = {"bytes": 1.0, "KB": 1024.0, "elements": 2.0}
-    if unit not in factors:
-        raise InputError("measured.csv", f"unknown message size '{text}'", "bytes, KB or elements")
-    return float(number) * factors[unit]
 
 
 class _Communicators:
