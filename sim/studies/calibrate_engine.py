@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,9 +134,10 @@ def _left_out(
         share = -(-MOST_OTHERS // (len(by_group) - 1))
         others = [case for name, rest in by_group.items() if name != group for case in thinned(rest, share)]
         values = _fit(engine, names, start, others)
-        with _preset_with(engine, names, values):
+        fitted = dict(zip(names, values.tolist(), strict=True))
+        with preset_with(engine, fitted):
             errors = groups(simulated_rows(own), by=("all",))
-        yield LeftOut(group, dict(zip(names, values.tolist(), strict=True)), errors)
+        yield LeftOut(group, fitted, errors)
 
 
 def _cases(path: Path, engine: str) -> list[Case]:
@@ -181,15 +183,16 @@ def _fit(engine: str, names: Sequence[str], start: Floats, cases: Sequence[Case]
 
 def _errors(engine: str, names: Sequence[str], values: Floats, cases: Sequence[Case]) -> list[tuple[str, str, float]]:
     """(row id, metric, log of predicted over measured) with these values in the preset; the same rows every time."""
-    with _preset_with(engine, names, values):
+    with preset_with(engine, dict(zip(names, values.tolist(), strict=True))):
         return [error for case in cases for error in _case_errors(case)]
 
 
 @contextmanager
-def _preset_with(engine: str, names: Sequence[str], values: Floats) -> Iterator[None]:
-    """The preset holds these values meanwhile."""
+def preset_with(engine: str, values: Mapping[str, float]) -> Iterator[None]:
+    """The preset holds these values, by field, for as long as the block lasts."""
     usual = PRESETS[engine]
-    PRESETS[engine] = dataclasses.replace(usual, **dict(zip(names, values.tolist(), strict=True)))
+    changed: dict[str, Any] = dict(values)
+    PRESETS[engine] = dataclasses.replace(usual, **changed)
     try:
         yield
     finally:

@@ -8,10 +8,8 @@ wide as engines differ, so what a run cannot tell apart stays near 1 and keeps t
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +21,7 @@ from sim.results.result import Result
 from sim.scenario import Scenario
 from sim.simulate import simulate
 from sim.studies.benchmark_files import Benchmark
+from sim.studies.calibrate_engine import preset_with
 
 PARAMETERS = ("layer", "host_step", "host_request", "entry")
 """What is fitted if nothing else is asked for."""
@@ -95,7 +94,7 @@ def calibrate_server(scenario: Scenario, measured: Benchmark, names: Sequence[st
     weights = 1 / np.array([sigma[key] for key in keys])
 
     def errors(x: Floats) -> Floats:
-        with _factors(engine, names, np.exp(x)):
+        with preset_with(engine, _scaled(engine, names, np.exp(x))):
             found = [_latencies_s(simulate(run)) for run in runs[:SEEDS]]
         return np.asarray(np.log([[one[key] for key in keys] for one in found]).mean(axis=0) - logs)
 
@@ -124,16 +123,10 @@ def _solve(residuals: Callable[[Floats], Floats], count: int) -> tuple[Floats, F
     return np.asarray(found.x - 1), deviation, float(information.sum() ** -0.5)
 
 
-@contextmanager
-def _factors(engine: str, names: Sequence[str], factors: Floats) -> Iterator[None]:
-    """The preset with these factors on its times, for as long as the block lasts."""
+def _scaled(engine: str, names: Sequence[str], factors: Floats) -> dict[str, float]:
+    """The times `names` of the preset, by field, with these factors on them."""
     usual = PRESETS[engine]
-    scaled = {f"{name}_s": getattr(usual, f"{name}_s") * float(f) for name, f in zip(names, factors, strict=True)}
-    PRESETS[engine] = dataclasses.replace(usual, **scaled)
-    try:
-        yield
-    finally:
-        PRESETS[engine] = usual
+    return {f"{name}_s": getattr(usual, f"{name}_s") * float(f) for name, f in zip(names, factors, strict=True)}
 
 
 def _latencies_s(result: Result) -> dict[tuple[str, str], float]:
