@@ -32,6 +32,7 @@ HOPELESS = 1.2
 times the best found is not simulated."""
 SHORT_REQUESTS, SHORT_TOLERANCE = 300, 0.12
 LONG_REQUESTS, LONG_TOLERANCE = 2000, 0.1
+"""Requests of a run at least, and width of the bracket that its search ends with: to sort the field, and to verify the best."""
 VERIFIED = 3
 """Candidates that are searched again with long runs and every seed."""
 SEEDS = 5

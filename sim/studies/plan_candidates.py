@@ -13,6 +13,7 @@ from sim.scenario import Scenario
 from sim.studies.prices import Offer
 
 GPUS_A_NODE = 8
+"""Of the machines that are planned with."""
 TENSOR_SIZES = (1, 2, 4, 8)
 PIPELINE_SIZES = (1, 2)
 DATA_SIZES = (2, 4, 8)

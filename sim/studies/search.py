@@ -23,7 +23,9 @@ ROUNDS = 6
 PILOT_SHARE, PILOT_EXCESS = 8, 2.0
 """A run of an eighth of the requests that misses the SLO twice over is not run in full: queues only grow."""
 MOST_REQUESTS = 200_000
+"""Of one run, however long the latency at its load asks it to be."""
 MOST_LOAD = 1e6
+"""Requests a second, or users: a search that still holds there ends."""
 IDLE = 0.2
 """Requests in flight on average below which a smaller load cannot help any more: each has the machine to itself."""
 

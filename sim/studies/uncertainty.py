@@ -25,6 +25,7 @@ from sim.studies.executor import open_workers
 from sim.studies.seeds import number, span
 
 DRAWS = 40
+"""Sets of constants that are drawn if nobody says."""
 METRICS = (
     *(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in ("mean", "median", "p99")),
     "request_throughput", "request_goodput", "output_throughput", "output_throughput_per_gpu",

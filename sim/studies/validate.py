@@ -23,6 +23,9 @@ QUEUE_SHARE = 0.1
 """A run is saturated if its requests wait in the queue for more than this share of the time they run: by Little's law, more
 than one waits for every ten that run. Waiting for the iteration under way is not saturation."""
 
+KV_FULL_SHARE = 0.97
+"""Share of the KV blocks in use at some time above which a run counts as limited by them; set by hand."""
+
 
 @dataclass(slots=True)
 class RowResult:
@@ -136,7 +139,7 @@ def run_case(case: Case) -> RunFacts | str:
 
 
 def _simulated(cases: Sequence[Case], workers: int) -> Iterator[tuple[Case, RunFacts | str]]:
-    """Cases that read alike are simulated once."""
+    """Each case with its facts, or why there are none, in the order given."""
     if workers <= 1:
         yield from ((case, run_case(case)) for case in cases)
         return
@@ -176,7 +179,7 @@ def saturated(facts: RunFacts) -> bool:
 
 def regime(facts: RunFacts) -> str:
     """What a mean output token mostly waits for."""
-    if facts.preemptions or facts.peak_kv_share > 0.97:
+    if facts.preemptions or facts.peak_kv_share > KV_FULL_SHARE:
         return "KV-saturated"
     walls = facts.walls_ms
     shares = {
