@@ -20,7 +20,7 @@ from sim.studies import calibrate_kernels
 from sim.studies.calibrate_kernels import calibrate, error_rows, read_rows, run, table_folder
 from sim.studies.kernel_kinds import KERNEL_KINDS
 from sim.studies.kernel_tables import read_table
-from sim.studies.leave_one_out import LeftOut, leave_one_out
+from sim.studies.leave_one_out import GpuLeftOut, LeftOut, by_gpu, leave_one_out
 from sim.studies.write_fits import write_fits
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "kernels"
@@ -212,13 +212,13 @@ MISSED = {
     "gb200": {("gemm", "bf16"): 0.089, ("prefill_attention", "fp8"): 0.081, ("moe", "mxfp4"): 0.141},
     "gb300": {},
     "l40s": {
-        ("gemm", "bf16"): 0.108, ("gemm", "fp8"): 0.124, ("gemm", "fp8_block"): 0.080, ("prefill_attention", "bf16"): 0.109,
-        ("prefill_attention", "fp8"): 0.154, ("decode_attention", "bf16"): 0.106, ("decode_attention", "fp8"): 0.102,
-        ("prefill_mla", "bf16"): 0.130, ("decode_mla", "bf16"): 0.134, ("moe", "fp8"): 0.179,
+        ("gemm", "bf16"): 0.107, ("gemm", "fp8"): 0.124, ("prefill_attention", "bf16"): 0.109,
+        ("prefill_attention", "fp8"): 0.148, ("decode_attention", "bf16"): 0.106, ("decode_attention", "fp8"): 0.1,
+        ("prefill_mla", "bf16"): 0.09, ("decode_mla", "bf16"): 0.125, ("moe", "fp8"): 0.145,
     },
     "rtx-pro-6000": {
-        ("gemm", "nvfp4"): 0.107, ("prefill_attention", "fp8"): 0.119, ("decode_attention", "bf16"): 0.101,
-        ("decode_attention", "fp8"): 0.092, ("prefill_mla", "bf16"): 0.054, ("prefill_mla", "fp8"): 0.056,
+        ("gemm", "nvfp4"): 0.108, ("prefill_attention", "fp8"): 0.116, ("decode_attention", "bf16"): 0.101,
+        ("decode_attention", "fp8"): 0.091,
     },
 }  # fmt: skip
 """Of the GPUs that were measured later: the form of the fits was found on the first four, which miss nothing."""
@@ -226,7 +226,7 @@ MISSED = {
 
 @pytest.mark.parametrize("gpu", [*MEASURED, *MISSED])
 def test_stated_errors_meet_the_goals(gpu: str) -> None:
-    """Or are named with what they are: graphics cards lower their clocks as they like, and run other kernels in fewer bits."""
+    """Or are named with what they are: graphics cards run other kernels in fewer bits."""
     kernels = load_gpu(gpu).kernels
     assert {fits_["bf16"].fitted_on for fits_ in kernels.values()} == {gpu}
     stated = {
@@ -281,6 +281,17 @@ def test_a_gpu_is_foretold_by_the_others(foretold: list[LeftOut]) -> None:
     assert len(ratios) == 12 + 9  # the A100 has no fp8
     assert {key for key, ratio in ratios.items() if ratio > 1.55} == set()
     assert max(row.left_out for row in foretold) < 0.12
+
+
+def test_what_leaving_a_gpu_out_costs_is_told_of_kernels_that_others_ran() -> None:
+    def left_out(gpu: str, own: float, foretold: float, same_software: bool) -> LeftOut:
+        return LeftOut(gpu, "gemm", "bf16", own, foretold, 0.0, [], same_software)
+
+    rows = [left_out("a", 0.1, 0.12, True), left_out("b", 0.1, 0.9, False), left_out("a", 0.2, 0.24, True)]
+    assert by_gpu([*rows, left_out("a", 0.1, 0.9, False)]) == [
+        GpuLeftOut("a", 2, pytest.approx(0.15), pytest.approx(0.18), 1)
+    ]
+    assert by_gpu(rows)[0].ratio == pytest.approx(1.2)
 
 
 def test_an_h200_and_an_h100_foretell_each_other(foretold: list[LeftOut]) -> None:

@@ -280,7 +280,8 @@ def module_rows(framework: str, slower: float) -> Iterator[dict[str, object]]:
     for sequences, step in itertools.product((1, 8, 64), (256, 4096, 65536)):
         time = ROOFLINE.decode_mla(float(sequences), 16, 512, 64, "bf16")
         own_s = time.fixed_s + sequences * step * (time.memory_s_per_token + time.compute_s_per_token)
-        beside_s = mla_module.around_s(ROOFLINE, float(sequences), 16, False, framework.lower())
+        engine = framework.lower()
+        beside_s = mla_module.beside_s(ROOFLINE, sequences, 16, "bf16", prefill=False, module=True, engine=engine)
         yield {
             "framework": framework, "model": mla_module.MODEL, "kv_cache_dtype": "bfloat16", "gemm_type": "bfloat16",
             "mla_dtype": "bfloat16", "num_heads": 16, "batch_size": sequences, "step": step,

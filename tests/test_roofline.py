@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sim.cost import attention_fits, fits
 from sim.cost.attention_software import attention_software, softmax_s
 from sim.cost.formats import KV_BYTES, WEIGHT_BYTES, Quantisation, quantised
-from sim.cost.kernels import KernelTime
-from sim.cost.mla_module import MEASURED_FUSED, around_s
+from sim.cost.kernels import Floats, KernelTime
+from sim.cost.mla_module import MEASURED_FUSED, beside_s
 from sim.cost.roofline import Roofline, prompt_dtype
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu, gpu_names, load_gpu
@@ -225,18 +225,28 @@ def test_fewer_heads_than_a_tile_of_flashmla_holds_take_as_long() -> None:
 
     def multiplied_s(gpu: Gpu, heads: int, kv_dtype: str) -> float:
         # so many sequences that nothing but products counts, and none of the fixed cost that each head has
-        c = {**Roofline(gpu).constants("decode_mla", kv_dtype), "memory": 1e9, "split": 1e9, "stream": 1e9, "overlap": 1.0}
+        c = {
+            **Roofline(gpu).constants("decode_mla", kv_dtype),
+            "memory": 1e9,
+            "split": 1e9,
+            "stream": 1e9,
+            "overlap": 1.0,
+        }
         return float(attention_fits.decode_mla(c, gpu, 1024.0, heads, 512, 64, kv_dtype).compute_s_per_token)
 
     b200 = load_gpu("b200-sxm")
-    assert multiplied_s(H100, 8, "fp8") == multiplied_s(H100, 64, "fp8") == pytest.approx(multiplied_s(H100, 128, "fp8") / 2)
+    assert (
+        multiplied_s(H100, 8, "fp8")
+        == multiplied_s(H100, 64, "fp8")
+        == pytest.approx(multiplied_s(H100, 128, "fp8") / 2)
+    )
     for gpu, kv_dtype in ((H100, "bf16"), (b200, "bf16"), (b200, "fp8")):
         assert multiplied_s(gpu, 8, kv_dtype) == pytest.approx(multiplied_s(gpu, 64, kv_dtype) / 8)
 
 
 def test_experts_elsewhere_cost_kernels_that_know_nothing_of_ranks() -> None:
-    """Of 8,192 tokens, an eighth of whose picks is routed here, Triton's kernels write and activate the others' rows too; a library
-    that sums in its second product does hardly anything for them."""
+    """Of 8,192 tokens, an eighth of whose picks is routed here, Triton's kernels write and activate the others' rows too; a
+    library that sums in its second product does hardly anything for them."""
 
     def passed_s(dtype: str, local: int) -> float:
         return float(Roofline(H100).moe(8192.0, 4096, 1536, 128, local, 8, dtype).memory_s)
@@ -423,21 +433,47 @@ def test_prompts_attend_in_bf16_where_an_engine_has_decode_kernels_of_its_own() 
 
 @pytest.mark.parametrize("prefill", [True, False])
 def test_a_measured_module_ran_a_chain_that_no_engine_runs(prefill: bool) -> None:
-    """Some 40 us for one token, of an H100's 98 in all; then 12 ns a token, and 15 more for those that its L2 has no room for. More
+    """Some 40 us for one token, of an H100's 98 in all; then 12 ns a token, and 14 more where its L2 has no room for them. More
     heads take longer. The B200's modules were measured without, and so were TensorRT-LLM's everywhere."""
     tokens = np.array([1.0, 16.0, 512.0, 1024.0, 65536.0, 131072.0])
-    measured, fused = (around_s(Roofline(H100), tokens, 16, prefill, engine) for engine in ("vllm", "trtllm"))
-    chain = measured - fused
+
+    def measured_s(gpu: Gpu, heads: int, engine: str) -> Floats:
+        return beside_s(Roofline(gpu), tokens, heads, "bf16", prefill=prefill, module=True, engine=engine)
+
+    chain = measured_s(H100, 16, "vllm") - measured_s(H100, 16, "trtllm")
     assert chain[0] == pytest.approx(40.0e-6, rel=0.01)
     assert rises(chain)
     heads_s = 16 * 217 / (H100.sm_count * H100.boost_hz)
     assert (chain[3] - chain[2]) / 512 == pytest.approx(12e-9 + heads_s, rel=0.1)
     assert (chain[5] - chain[4]) / 65536 == pytest.approx(26e-9 + heads_s, rel=0.05)
-    more_heads = [around_s(Roofline(H100), tokens, 128, prefill, engine) for engine in ("vllm", "trtllm")]
-    assert (more_heads[0] - more_heads[1] > chain).all()
+    assert (measured_s(H100, 128, "vllm") - measured_s(H100, 128, "trtllm") > chain).all()
     for name in MEASURED_FUSED:
-        there = Roofline(load_gpu(name))
-        assert (around_s(there, tokens, 16, prefill) == around_s(there, tokens, 16, prefill, "trtllm")).all()
+        assert (measured_s(load_gpu(name), 16, "vllm") == measured_s(load_gpu(name), 16, "trtllm")).all()
+
+
+def test_an_operator_of_vllm_expands_its_latents_itself() -> None:
+    """A prompt's keys and values of 16 heads are one GEMM of the operator; TensorRT-LLM's come without."""
+    one = Roofline(load_gpu("a100-sxm-80gb"))
+    vllm, trtllm = (
+        beside_s(one, 4096.0, 16, "bf16", prefill=True, module=False, engine=engine) for engine in ("vllm", "trtllm")
+    )
+    assert float(vllm) == pytest.approx(float(one.gemm(4096.0, 16 * 256, 512, "bf16").total_s))
+    assert float(trtllm) == 0.0
+
+
+def test_the_chain_quantised_the_queries_of_many_heads_faster_than_fused_kernels_do() -> None:
+    """Over an fp8 cache on a B300: more for few heads than in bf16, less for 128; so the attention that is left is dearer."""
+    b300 = Roofline(load_gpu("b300-sxm"))
+
+    def chain_s(heads: int, kv_dtype: str) -> float:
+        vllm, trtllm = (
+            beside_s(b300, 512.0, heads, kv_dtype, prefill=False, module=True, engine=engine)
+            for engine in ("vllm", "trtllm")
+        )
+        return float(vllm - trtllm)
+
+    assert chain_s(1, "fp8") > chain_s(1, "bf16")
+    assert chain_s(128, "fp8") < 0 < chain_s(128, "bf16")
 
 
 def test_kernels_that_were_tried_have_tiles_of_192_rows() -> None:

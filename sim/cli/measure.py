@@ -89,11 +89,13 @@ def _write_kernel_factors(folder: str, gpu: str | None, out: Path, json: bool) -
 
 def _print_left_out(folder: str, json: bool) -> None:
     from sim.results.console import table
-    from sim.studies.leave_one_out import leave_one_out
+    from sim.studies.leave_one_out import by_gpu, leave_one_out
 
     rows = leave_one_out(folder)
+    gpus = by_gpu(rows)
     if json:
-        print_json({"left_out": [asdict(row) | {"ratio": row.ratio} for row in rows]})
+        left_out, of_gpus = ([asdict(row) | {"ratio": row.ratio} for row in found] for found in (rows, gpus))
+        print_json({"left_out": left_out, "by_gpu": of_gpus})
         return
     header = ["GPU", "kernel", "dtype", "own fit", "left out", "ratio", "bias", "foretold from"]
     lines = [
@@ -110,6 +112,19 @@ def _print_left_out(folder: str, json: bool) -> None:
         for row in rows
     ]
     print(table(header, lines))
+    print("\nMeans over the kernels of a GPU that another GPU ran the same software for")
+    means = [
+        [
+            one.gpu,
+            str(one.kernels),
+            f"{one.own:.1%}",
+            f"{one.left_out:.1%}",
+            f"{one.ratio:.2f}",
+            str(one.other_software),
+        ]
+        for one in gpus
+    ]
+    print(table(["GPU", "kernels", "own fit", "left out", "ratio", "of other software"], means))
 
 
 def calibrate_collectives(

@@ -65,8 +65,9 @@ def arithmetic(gpu: Gpu, dtype: str) -> str:
 
 
 def expert_flops_per_s(gpu: Gpu, dtype: str) -> float:
-    """The same for the grouped GEMMs of experts, which at half of the peak leave a GPU its boost clock: Marlin, which unpacks integers, multiplies on every GPU by the instructions of
-    Ampere (mma.sync), 2048 FLOPs a cycle and SM, and not by those that reach the printed peak of later ones."""
+    """The same for the grouped GEMMs of experts, which reach half of the peak and leave a GPU its boost clock: Marlin, which
+    unpacks integers, multiplies on every GPU by the instructions of Ampere (mma.sync), 2048 FLOPs a cycle and SM, and not by
+    those that reach the printed peak of later ones."""
     peak = gpu.flops_per_s[expert_arithmetic(gpu, dtype)]
     return min(peak, MMA_SYNC_FLOPS * cycles_per_s(gpu)) if dtype == "int4_wo" else peak
 

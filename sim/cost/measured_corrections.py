@@ -19,7 +19,7 @@ from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.interpolation import Curve, LogGrid, affine_factors, kernel_share, log_grid
 from sim.cost.kernels import DecodeAttentionTime, Floats
 from sim.cost.measured_tables import Table
-from sim.cost.mla_module import NOPE, RANK, ROPE, V, around_s
+from sim.cost.mla_module import NOPE, RANK, ROPE, V, beside_s
 from sim.cost.roofline import Roofline
 
 DECODE_CONTEXT = 64.0
@@ -205,7 +205,7 @@ def prefill_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str
     """Corrections of latent prefill attention by prompt length.
 
     Args:
-        module: the rows hold the projections around the attention too; their share of a deviation is theirs.
+        module: the rows hold the projections around the attention too (`beside_s`); their share of a deviation is theirs.
     """
     host_s = roofline.constants("prefill_mla", kv_dtype).get("host_s")
     peaks = Roofline(roofline.gpu, ideal=True)
@@ -215,8 +215,10 @@ def prefill_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str
         time = roofline.prefill_mla(tokens, 0.0, heads, RANK, ROPE, NOPE, V, kv_dtype)
         body_s = sequences * (time.memory_s + time.compute_s)
         own_s = time.fixed_s + body_s
-        beside_s = around_s(roofline, sequences * tokens, heads, True, rows.engine) if module else 0.0
-        measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + beside_s, host_s))
+        beside = beside_s(
+            roofline, sequences * tokens, heads, kv_dtype, prefill=True, module=module, engine=rows.engine
+        )
+        measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + beside, host_s))
         ideal = peaks.prefill_mla(tokens, 0.0, heads, RANK, ROPE, NOPE, V, kv_dtype)
         least = float(ideal.total_s / (time.memory_s + time.compute_s))
         return time.fixed_s + 0 * sequences, body_s, measured_s, least
@@ -236,8 +238,8 @@ def decode_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str,
         time = roofline.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         body_s = context * _slope_s(time)
         own_s = time.fixed_s + body_s
-        beside_s = around_s(roofline, sequences, heads, False, rows.engine) if module else 0.0
-        measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + beside_s, host_s))
+        beside = beside_s(roofline, sequences, heads, kv_dtype, prefill=False, module=module, engine=rows.engine)
+        measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + beside, host_s))
         ideal = peaks.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         return time.fixed_s + 0 * context, body_s, measured_s, _slope_s(ideal) / _slope_s(time)
 

@@ -11,11 +11,18 @@ and 40.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
+
 from sim.cost import fits
+from sim.cost.attention_software import attention_software
 from sim.cost.fits import ACTIVATION_BYTES, array, cycles_per_s
 from sim.cost.kernels import Floats
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK
 from sim.cost.roofline import Roofline
+
+Shape = tuple[Floats | float, Floats | float]
 
 # DeepSeek-V3 (config.json), the only shape that MLA tables hold
 HIDDEN, Q_RANK, RANK, NOPE, ROPE, V = 7168, 1536, 512, 128, 64, 128
@@ -29,42 +36,64 @@ ELEMENTWISE = 5
 MEASURED_FUSED = frozenset({"b200-sxm", "gb300"})
 """GPUs on which vLLM's modules were measured as engines run them; the GB300's in the newest of its tables only."""
 NATIVE_S, NATIVE_FILLED_S, NATIVE_HALF_TOKENS = 36e-6, 20e-6, 4.0
-"""Of the chain for one token; what its kernels take more when they have many, and for how many half of that: vLLM 0.24's modules on
-a GB300 less 0.27's, at 1 to 512 tokens."""
+"""Of the chain for one token; what its kernels take more when they have many, and for how many half of that: vLLM 0.24's modules
+on a GB300 less 0.27's, at 1 to 512 tokens."""
 NATIVE_TOKEN_BYTES, NATIVE_TOKEN_CYCLES = 42e3, 3130.0
-"""Of a token through HBM, and of an SM besides: the same differences with one head (11 ns a token up to 8,192 of them, 20 from 32,768
-on), and the 25 and 21 ns a token of H100 and H200, which differ in HBM alone. It is 59e3 bytes on a GB300 by itself and 40e3 on
-Hopper."""
+"""Of a token through HBM, and of an SM besides: the same differences with one head (11 ns a token up to 8,192 of them, 20 from
+32,768 on), and the 25 and 21 ns a token of H100 and H200, which differ in HBM alone. A GB300 by itself would say 59e3 bytes, the
+two Hoppers 40e3."""
 NATIVE_BUFFER_BYTES = 12.5e3
-"""Of a token, written by one kernel of the chain and read by the next: what of all tokens fits in L2 does not pass HBM (GB300: below
-some 10,000 tokens). It is q_a and the latent in bf16 and in fp32."""
+"""Of a token, written by one kernel of the chain and read by the next: what of all tokens fits in L2 does not pass HBM (GB300:
+below some 10,000 tokens). It is q_a and the latent in bf16 and in fp32."""
 NATIVE_HEAD_CYCLES = 217.0
 """Of an SM for a token and head: 0.73 ns on a GB300."""
+NATIVE_FP8_TOKEN_CYCLES, NATIVE_FP8_HEAD_CYCLES = 5000.0, -800.0
+"""The same of a decode that multiplies its latents in fp8, beside those: the chain quantised the queries of many heads faster
+than the fused kernels do, which engines run (GB300 less GB300, GB200 and B300 less B200: 5,200 to 6,500 and -710 to -820)."""
 
 
-def around_s(
-    roofline: Roofline, tokens: Floats | float, heads: Floats | float, prefill: bool, engine: str = DEFAULT_FRAMEWORK
+def beside_s(
+    roofline: Roofline,
+    tokens: Floats | float,
+    heads: Floats | float,
+    kv_dtype: str,
+    *,
+    prefill: bool,
+    module: bool,
+    engine: str = DEFAULT_FRAMEWORK,
 ) -> Floats:
-    """Seconds of what the module of `engine` measured on the GPU of `roofline` ran around its attention, over `tokens` with
-    `heads`; an empty `engine` is the default one."""
+    """Seconds of what was measured together with latent attention over `tokens` with `heads`, on the GPU of `roofline`.
+
+    Args:
+        module: the projections around the attention were; else an operator was measured. vLLM's multiplies between latents and
+            heads itself (A100: without that its prefill would err by 17 instead of 8 % when others foretell it).
+        engine: whose; an empty one is the default.
+    """
     tokens, heads = array(tokens), array(heads)
-    shapes: list[tuple[Floats | float, Floats | float]] = [
-        (Q_RANK + RANK + ROPE, HIDDEN),
-        (heads * (NOPE + ROPE), Q_RANK),
-        (HIDDEN, heads * V),
-    ]
-    shapes += [(heads * (NOPE + V), RANK)] if prefill else [(heads * RANK, NOPE), (heads * V, RANK)]
+    own = engine in ("", DEFAULT_FRAMEWORK)
+    shapes: list[Shape] = [(heads * (NOPE + V), RANK)] if prefill else [(heads * RANK, NOPE), (heads * V, RANK)]
+    if not module:
+        return _gemms_s(roofline, tokens, shapes if own else [])
+    shapes += [(Q_RANK + RANK + ROPE, HIDDEN), (heads * (NOPE + ROPE), Q_RANK), (HIDDEN, heads * V)]
     moved = 2 * ACTIVATION_BYTES * tokens * (Q_RANK + RANK + heads * (NOPE + ROPE))
-    small_s = roofline.elementwise(moved, ELEMENTWISE).total_s
+    around = _gemms_s(roofline, tokens, shapes) + roofline.elementwise(moved, ELEMENTWISE).total_s
+    if not own or roofline.gpu.name in MEASURED_FUSED:
+        return around
+    in_fp8 = kv_dtype == "fp8" and not prefill and attention_software(roofline.gpu).multiplies_latents_in_fp8
+    return around + _native_s(roofline, tokens, heads, in_fp8)
+
+
+def _gemms_s(roofline: Roofline, tokens: Floats, shapes: Iterable[Shape]) -> Floats:
+    """Seconds of bf16 products with weights of n x k."""
     c = roofline.constants("gemm", "bf16")
-    gemms_s = (fits.gemm(c, roofline.gpu, tokens, n, k, "bf16").total_s for n, k in shapes)
-    native = engine in ("", DEFAULT_FRAMEWORK) and roofline.gpu.name not in MEASURED_FUSED
-    return sum(gemms_s, small_s + (_native_s(roofline, tokens, heads) if native else 0.0))
+    return sum((fits.gemm(c, roofline.gpu, tokens, n, k, "bf16").total_s for n, k in shapes), np.zeros_like(tokens))
 
 
-def _native_s(roofline: Roofline, tokens: Floats, heads: Floats) -> Floats:
+def _native_s(roofline: Roofline, tokens: Floats, heads: Floats, in_fp8: bool) -> Floats:
     """Seconds of PyTorch's own chain beyond the fused kernels that stand for it."""
     cycles = tokens * (NATIVE_TOKEN_CYCLES + NATIVE_HEAD_CYCLES * heads)
+    if in_fp8:
+        cycles = cycles + tokens * (NATIVE_FP8_TOKEN_CYCLES + NATIVE_FP8_HEAD_CYCLES * heads)
     launched_s = NATIVE_S + NATIVE_FILLED_S * tokens / (tokens + NATIVE_HALF_TOKENS)
     cold = 1 / (1 + (roofline.gpu.l2_bytes / (NATIVE_BUFFER_BYTES * tokens)) ** 2)
     moved_s = roofline.elementwise(cold * tokens * NATIVE_TOKEN_BYTES, 0).total_s

@@ -223,7 +223,7 @@ def software(kind: KernelKind, table: Table, gpu: Gpu) -> str:
         return kind.file
     sources, counts = np.unique(table["kernel_source"], return_counts=True)
     commonest = str(sources[np.argmax(counts)])
-    return library(commonest) if kind.kind == "moe" else commonest
+    return library(commonest) if kind.kind == "moe" else commonest.lower().removeprefix("vllm_")
 
 
 _ONE_SOFTWARE = ("gemm", "prefill_attention", "decode_attention")

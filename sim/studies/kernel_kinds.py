@@ -12,7 +12,7 @@ from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
 from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats
-from sim.cost.mla_module import MODEL, NOPE, RANK, ROPE, V, around_s
+from sim.cost.mla_module import MODEL, NOPE, RANK, ROPE, V, beside_s
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu
 from sim.studies.kernel_tables import Table
@@ -134,8 +134,8 @@ def _prefill_mla(module: bool) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         sequences, new, heads = table["batch_size"], table["isl"], table["num_heads"]
         own = attention_fits.prefill_mla(c, gpu, sequences, new, 0.0, heads, NOPE + ROPE, V).total_s
-        around = around_s(Roofline(gpu), sequences * new, heads, True) if module else 0.0
-        return on_host(c.get("host_s"), own + around)
+        beside = beside_s(Roofline(gpu), sequences * new, heads, "bf16", prefill=True, module=module)
+        return on_host(c.get("host_s"), own + beside)
 
     return predict
 
@@ -146,8 +146,8 @@ def _decode_mla(dtype: str, module: bool) -> Predict:
         time = attention_fits.decode_mla(c, gpu, sequences, heads, RANK, ROPE, dtype)
         # a module's table counts the new token in `step`, an operator's does not
         own = total_s(time, sequences * (table["step"] + (0 if module else 1)))
-        around = around_s(Roofline(gpu), sequences, heads, False) if module else 0.0
-        return on_host(c.get("host_s"), own + around)
+        beside = beside_s(Roofline(gpu), sequences, heads, dtype, prefill=False, module=module)
+        return on_host(c.get("host_s"), own + beside)
 
     return predict
 
@@ -198,7 +198,8 @@ def _mla_prompts(table: Table) -> NDArray[np.bool_]:
 
 
 def _mla_contexts(table: Table) -> NDArray[np.bool_]:
-    return np.asarray(table["step"] + 1 >= _SERVED_TOKENS)
+    # one head is another kernel (Triton's, without tensor cores), and 128 ranks of DeepSeek-V3
+    return np.asarray((table["step"] + 1 >= _SERVED_TOKENS) & (table["num_heads"] > 1))
 
 
 _US = 1900.0  # cycles of a microsecond at the clock of recent GPUs

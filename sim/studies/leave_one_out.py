@@ -53,6 +53,36 @@ class LeftOut:
         return self.left_out / self.own
 
 
+@dataclass(frozen=True, slots=True)
+class GpuLeftOut:
+    """What leaving one GPU out costs: means over its kernels whose software ran on another GPU too."""
+
+    gpu: str
+    kernels: int
+    own: float
+    left_out: float
+    other_software: int
+    """Kernels that are not in the means, for nobody else ran theirs."""
+
+    @property
+    def ratio(self) -> float:
+        return self.left_out / self.own
+
+
+def by_gpu(rows: Sequence[LeftOut]) -> list[GpuLeftOut]:
+    """One row a GPU that has any kernel in common with another, in the order of `rows`."""
+    found = []
+    for gpu in dict.fromkeys(row.gpu for row in rows):
+        alike = [row for row in rows if row.gpu == gpu and row.same_software]
+        others = sum(row.gpu == gpu for row in rows) - len(alike)
+        if alike:
+            own, left_out = (
+                sum(errors) / len(alike) for errors in zip(*((r.own, r.left_out) for r in alike), strict=True)
+            )
+            found.append(GpuLeftOut(gpu, len(alike), own, left_out, others))
+    return found
+
+
 def leave_one_out(folder: str | Path, kinds: Sequence[KernelKind] = KERNEL_KINDS) -> list[LeftOut]:
     """A row for every GPU, kernel kind and dtype of which `folder` has headline rows and tables of another GPU too.
 
