@@ -119,8 +119,9 @@ class _Run:
         order_in_time(recorder)
         requests, steps = recorder.request_columns(), recorder.step_columns()
         gaps, chunks = recorder.gaps.to_columns(), recorder.chunks.to_columns()
+        walls = Walls(fleet.costs, steps, chunks, preset, fleet.contended)
         latency = Latency(
-            Walls(fleet.costs, steps, chunks, preset, fleet.contended),
+            walls,
             requests,
             steps,
             chunks,
@@ -145,6 +146,7 @@ class _Run:
             simulated_seconds=outcome.end_s,
             wall_seconds=0.0,
             num_gpus=sum(len(pool.gpu_names) for pool in fleet.pools),
+            lanes=walls.lanes,
             exit_s=preset.exit_s,
             oom=self._oom(outcome),
             notes=self._notes(origins, requests, steps, outcome),

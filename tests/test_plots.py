@@ -50,19 +50,6 @@ def test_the_timeline_marks_the_end_by_oom(full: Result) -> None:
     assert any(text.get_text() == told for text in kv.texts)
 
 
-def test_a_replica_that_idles_holds_nothing() -> None:
-    steps = [
-        {"replica": 0, "start_s": 0.0, "iterations": 2, "first_s": 1.0, "running": 3},
-        {"replica": 0, "start_s": 2.0, "iterations": 1, "first_s": 1.0, "running": 1},
-        {"replica": 0, "start_s": 5.0, "iterations": 1, "first_s": 1.0, "running": 2},
-        {"replica": 1, "start_s": 1.0, "iterations": 1, "first_s": 4.5, "running": 10},
-    ]
-    times, values = plots._over_time(make_result([], steps), "running")
-    assert dict(zip(times.tolist(), values.tolist(), strict=True)) == {
-        0.0: 3, 1.0: 13, 2.0: 11, 3.0: 10, 5.0: 12, 5.5: 2, 6.0: 0,
-    }  # fmt: skip
-
-
 def test_a_line_that_moves_too_often_is_its_mean_and_range() -> None:
     times, values = np.arange(30_001.0), np.tile([1.0, 3.0], 15_001)[:30_001]
     values[[17, 20_050]] = 9.0, -5.0

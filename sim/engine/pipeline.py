@@ -29,13 +29,15 @@ _ROUNDING = 1e-9
 class Lane:
     """One batch in flight after another."""
 
-    __slots__ = ("at_end", "batch", "index", "scheduler", "shared_s", "start_s")
+    __slots__ = ("at_end", "batch", "held", "index", "scheduler", "shared_s", "start_s")
 
     def __init__(self, index: int, scheduler: LaneScheduler, on_end: Callable[[Lane], None]) -> None:
         self.index = index
         self.scheduler = scheduler
         self.batch: Batch | None = None
         self.start_s = 0.0
+        self.held = (0, 0, 0)
+        """What the replica held as its batch started: requests that ran and that waited, blocks in use."""
         self.shared_s = 0.0
         """What its batch has lost so far to others on the same links."""
         self.at_end: Callable[[int], None] = lambda _: on_end(self)
@@ -160,8 +162,10 @@ class PipelineReplica:
 
     def _start(self, lane: Lane, batch: Batch) -> None:
         """Sends a batch through the stages."""
-        now_s = self.env.now
-        lane.batch, lane.start_s, lane.shared_s, lane.scheduler.in_flight = batch, now_s, 0.0, True
+        now_s, scheduler, pool = self.env.now, lane.scheduler, lane.scheduler.pool
+        lane.batch, lane.start_s, lane.shared_s, scheduler.in_flight = batch, now_s, 0.0, True
+        # others' batches start before this one ends, and tell of what changed meanwhile
+        lane.held = (len(scheduler.running), len(scheduler.waiting), pool.usable_blocks - pool.free)
         requests = batch.decodes + len(batch.chunks)
         self._host_free_s = ready_s = max(now_s, self._host_free_s) + self._cost.host_s[requests]
         if self._fluid is not None:
@@ -199,9 +203,8 @@ class PipelineReplica:
         env.call_at(env.now, lane.at_end)
 
     def _record(self, lane: Lane, batch: Batch, now_s: float) -> None:
-        recorder, scheduler = self._recorder, lane.scheduler
+        recorder = self._recorder
         step = recorder.num_steps
-        pool = scheduler.pool
         if lane.shared_s:
             recorder.shared.append((step, lane.shared_s))
         for start, tokens, seq, last in batch.chunks:
@@ -219,7 +222,7 @@ class PipelineReplica:
         windows = (*batch.window_tokens, *batch.window_growth) or (0, 0) * len(self._cost.windows)
         recorder.steps.append((
             lane.index, lane.start_s, 1, now_s - lane.start_s, 0.0, batch.decodes, batch.context_tokens, batch.sampled,
-            len(scheduler.running), len(scheduler.waiting), pool.usable_blocks - pool.free, *windows,
+            *lane.held, *windows,
         ))  # fmt: skip
         recorder.num_steps += 1
 

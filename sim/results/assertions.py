@@ -12,6 +12,7 @@ import numpy as np
 from sim.errors import InputError, nearest
 from sim.results.gaps import Floats
 from sim.results.metrics import gap_pool, latencies, segment_s
+from sim.results.occupancy import over_time
 from sim.results.result import Result
 from sim.scenario.assertion import Assertion, metric_names
 
@@ -19,7 +20,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
 _REQUEST_METRICS = ("ttft", "tpot", "e2el", "queue_time")
-_TIME_METRICS = {"kv_usage": "used_blocks", "running": "running", "waiting": "waiting"}
+_TIME_METRICS = {"kv_usage": "used_blocks", "running": "running"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def verify(assertions: Iterable[Assertion], result: Result) -> list[Verified]:
 def measure(result: Result, metric: str) -> float | None:
     """The value of a metric such as `ttft.p99` or `output_throughput` in SI units; None if there is nothing to measure.
 
-    `kv_usage`, `running` and `waiting` are weighted by time, over all replicas alike.
+    `kv_usage`, `running` and `waiting` are weighted by time: the first two of every replica alike, `waiting` of all together.
 
     Raises:
         InputError: no run has this metric.
@@ -75,6 +76,11 @@ def _statistic(result: Result, name: str, statistic: str) -> float | None:
     if name in _TIME_METRICS:
         values = result.steps[_TIME_METRICS[name]] / (1 if name != "kv_usage" else result.kv_blocks or np.nan)
         return _of_times(values[~np.isnan(values)], segment_s(result.steps)[~np.isnan(values)], statistic)
+    if name == "waiting":
+        times, values = over_time(result, name)
+        # nobody waits before the first arrival
+        lasts_s = np.diff(times.clip(0.0, result.end_s), prepend=0.0, append=result.end_s)
+        return _of_times(np.concatenate([[0.0], values]), lasts_s, statistic)
     raise InputError("assert", f"got the metric '{name}', which no run has", nearest(name, metric_names()))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from sim import units
 from sim.results.console import span
 from sim.results.gaps import Floats
-from sim.results.metrics import gap_pool, latencies, segment_s
+from sim.results.metrics import gap_pool, latencies
+from sim.results.occupancy import over_time
 from sim.results.result import Result
 from sim.results.verdict import CAUSES, label
 
@@ -45,11 +46,11 @@ def timeline(result: Result) -> Figure:
     """KV cache in use, running and waiting requests over time, with preemptions and the end by OOM marked."""
     figure, (kv, people) = _figure(9.0, 5.6, rows=2)
     title = result.name
-    if len(np.unique(result.steps["replica"])) > 1:
+    replicas = max(1, len(np.unique(result.steps["replica"] // result.lanes)))
+    if replicas > 1:
         title += " (sum of all replicas)"
     figure.suptitle(title)
-    times, used = _over_time(result, "used_blocks")
-    replicas = max(1, len(np.unique(result.steps["replica"])))
+    times, used = over_time(result, "used_blocks")
     blocks = result.kv_blocks * replicas if result.kv_blocks else None
     share = used * (100 / blocks) if blocks else used
     _draw_over_time(kv, times, share, _GREEN, filled=True)
@@ -60,7 +61,7 @@ def timeline(result: Result) -> Figure:
     _mark_preemptions(kv, result)
     _mark_oom(kv, result)
     for column, colour in (("running", _BLUE), ("waiting", _ORANGE)):
-        times, values = _over_time(result, column)
+        times, values = over_time(result, column)
         _draw_over_time(people, times, values, colour, label=column)
     people.set_ylabel("requests")
     people.set_ylim(0, 1.18 * people.get_ylim()[1])  # room for the legend above the curves
@@ -251,25 +252,6 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, share_
         one.grid(visible=True, color="#dddddd", linewidth=0.6)
         one.set_axisbelow(True)
     return figure, axes
-
-
-def _over_time(result: Result, column: str) -> tuple[Floats, Floats]:
-    """(times, values) of a column of the steps table, summed over replicas, 0 where a replica idles."""
-    steps = result.steps
-    order = np.lexsort((steps["start_s"], steps["replica"]))
-    start, value = steps["start_s"][order], steps[column][order].astype(np.float64)
-    replica, end = steps["replica"][order], (steps["start_s"] + segment_s(steps))[order]
-    # a replica that idles until its next segment holds nothing; the pause is real only beyond rounding
-    next_start = np.append(start[1:], np.inf)
-    idle = (np.append(replica[1:], -1) != replica) | (next_start > end * (1 + 1e-12) + 1e-12)
-    before = np.concatenate([[0.0], value[:-1]])
-    before[1:][idle[:-1]] = 0.0
-    times = np.concatenate([start, end[idle]])
-    changes = np.concatenate([value - before, -value[idle]])
-    by_time = np.argsort(times, kind="stable")
-    times, values = times[by_time], np.cumsum(changes[by_time])
-    last = np.append(times[1:] != times[:-1], True)
-    return times[last], values[last]
 
 
 def _draw_over_time(

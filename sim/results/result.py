@@ -46,6 +46,8 @@ class Result:
     num_gpus: int
     kv_blocks: int | None = None
     """KV blocks of one replica, for the share in use; None: those of the ledger."""
+    lanes: int = 1
+    """Batches of a replica in flight at a time; `replica` in requests and steps counts lanes where a pipeline has several."""
     exit_s: float = 0.0
     """From a sampled token to the client that reads it: the stamps of requests hold it, the times of steps do not."""
     oom: dict[str, Any] | None = None

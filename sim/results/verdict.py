@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import units
-from sim.results.metrics import FINISHED, in_system, segment_s
+from sim.results.metrics import FINISHED, in_system
+from sim.results.occupancy import mean_over_time, peak
 from sim.results.result import Result
 
 CAUSES: dict[str, tuple[str, str]] = {
@@ -97,19 +98,6 @@ def _grows(waiting: NDArray[np.int64]) -> bool:
         return False
     changes = np.diff(since[np.linspace(0, len(since) - 1, stretches + 1).astype(np.int64)])
     return bool(changes.mean() > 2 * changes.std(ddof=1) / np.sqrt(stretches))
-
-
-def mean_over_time(result: Result, column: str) -> float:
-    """Time average of a column of the steps table (running, waiting), summed over replicas."""
-    if result.end_s <= 0:
-        return 0.0
-    return float((result.steps[column] * segment_s(result.steps)).sum()) / result.end_s
-
-
-def peak(result: Result, column: str) -> int:
-    """The largest value of a column of the steps table, summed over replicas."""
-    replicas, values = result.steps["replica"], result.steps[column]
-    return int(sum(values[replicas == replica].max() for replica in np.unique(replicas)))
 
 
 def verdict(result: Result) -> list[str]:

@@ -50,7 +50,8 @@ class Walls:
         nowhere occurs is absent."""
         self.worst_error = 0.0
         """Largest relative difference between a step's causes and its duration."""
-        self._lanes = max(len(cost.stages) if isinstance(cost, PipelineCost) else 1 for cost in costs)
+        self.lanes = max(len(cost.stages) if isinstance(cost, PipelineCost) else 1 for cost in costs)
+        """Batches in flight a replica, each a lane of its own in the steps table."""
         self._sharing = frozenset(sharing)
         self._costs = costs
         for rows, causes, base in self._blocks():
@@ -76,7 +77,7 @@ class Walls:
         of_cost: dict[int, list[int]] = {}
         for replica, cost in enumerate(self._costs):
             of_cost.setdefault(id(cost), []).append(replica)
-        replica_of = self._steps["replica"] // self._lanes
+        replica_of = self._steps["replica"] // self.lanes
         for start in range(0, len(self.duration_s), BLOCK_STEPS):
             block = replica_of[start : start + BLOCK_STEPS]
             for replicas in of_cost.values():
@@ -104,7 +105,7 @@ class Walls:
         if isinstance(cost, LockStepCost):
             causes[INDEX["lock_step"]] += durations - causes.sum(axis=0)
         if self._sharing and not isinstance(cost, PipelineCost):
-            sharing = np.isin(steps["replica"] // self._lanes, list(self._sharing))
+            sharing = np.isin(steps["replica"] // self.lanes, list(self._sharing))
             causes[INDEX["shared_links"]] += np.where(sharing, durations - causes.sum(axis=0), 0.0)
         if isinstance(cost, PipelineCost):  # what is left of a passage is waiting for stages and for the host
             causes[INDEX["shared_links"]] += steps.get("shared_s", 0.0)
