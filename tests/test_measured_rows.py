@@ -281,6 +281,53 @@ def test_a_missing_column_is_named(tmp_path: Path):
         read_rows(path)
 
 
+ROW = [
+    "a-1", "here", "e2e", "Llama-3.1-8B", "BF16", "H100-SXM-80GB", "1", "1", "1", "1", "1", "vllm 0.24.0", "512", "64",
+    "concurrency=4", "tpot", "7", "ms", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"value": "0"}, "rows.csv, line 2: value: got '0'\n  a number greater than zero"),
+        ({"value": "-7"}, "value: got '-7'"),
+        ({"value": "nan"}, "value: got 'nan'"),
+        ({"n_gpus": "eight"}, "line 2: n_gpus: got 'eight'\n  a whole number of one or more"),
+        ({"nodes": "0"}, "line 2: nodes: got '0'"),
+        ({"tp": "0"}, "line 2: tp: got '0'"),
+    ],
+)
+def test_a_row_that_makes_no_sense_names_its_line_and_column(tmp_path: Path, changes: dict[str, str], told: str):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        ",".join(COLUMNS) + "\n" + ",".join((dict(zip(COLUMNS, ROW, strict=True)) | changes).values()) + "\n"
+    )
+    with pytest.raises(InputError) as error:
+        read_rows(path)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "rows.csv: is empty"),
+        (b"\xdf\x00\xff" * 9, "rows.csv: is not UTF-8 text"),
+        (b"a,b\n1,2\n", "rows.csv: column id is missing, and 18 more\n  found: a, b; needed: id, source, kind"),
+        (",".join(COLUMNS).encode(), "rows.csv: holds no measurement"),
+        (",".join(COLUMNS).encode() + b"\na-1,here,e2e\n", "line 2: has 3 values where the header has 19"),
+        (f"{','.join(COLUMNS)}\n{','.join(ROW)}\n{','.join(ROW)}\n".encode(), "line 3: id: got 'a-1', as line 2"),
+    ],
+    ids=["empty", "binary", "another table", "no row", "short row", "an id twice"],
+)
+def test_a_file_that_holds_no_measurements_is_told_so(tmp_path: Path, content: bytes, told: str):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_rows(path)
+    assert told in str(error.value)
+
+
 @pytest.mark.skipif(not MEASURED.is_file(), reason="the published measurements are not here")
 def test_every_published_row_becomes_a_valid_scenario_or_says_why():
     rows = [r for r in read_rows(MEASURED) if r.kind == "e2e"]

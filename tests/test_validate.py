@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from sim.cli import app
 from sim.studies.measured_rows import COLUMNS
 from sim.studies.validate import INSENSITIVE, SIMULATED, SKIPPED, RowResult, validate, write_rows
-from sim.studies.validate_report import groups, skipped, worst
+from sim.studies.validate_report import figure, groups, skipped, worst
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.csv"
 COMMON = {
@@ -99,6 +99,40 @@ def test_the_table_is_written(results: dict[str, RowResult], tmp_path: Path):
     assert {"id", "metric", "measured", "predicted", "error", "status", "reason"} <= set(written[0])
     assert written[3]["predicted"] == ""
     assert set(asdict(results["a-1"])) == set(written[0])
+
+
+def test_the_figure_has_a_panel_for_every_metric_that_was_measured_and_no_other(
+    results: dict[str, RowResult], tmp_path: Path
+):
+    drawn = figure([results["a-1"], results["a-2"]])
+    assert drawn is not None
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in drawn.axes] == [
+        ("ttft", "measured ttft (ms)"),
+        ("tpot", "measured tpot (ms)"),
+    ]
+    assert figure([results["e-1"], results["f-1"]]) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--plot", "nowhere/rows.png", "whose folder does not exist"),
+        ("--plot", "rows.foo", "give a file ending in .png"),
+        ("--out", "nowhere/rows.csv", "whose folder does not exist"),
+        ("--out", ".", "which is a folder"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, file: Path, tmp_path: Path, option: str, name: str, told: str
+):
+    monkeypatch.setattr("sim.studies.validate.validate", None)
+    run = CliRunner().invoke(app, ["validate", str(file), option, str(tmp_path / name)])
+    assert told in str(run.exception)
+
+
+def test_collectives_refuse_what_they_do_not_write(tmp_path: Path):
+    run = CliRunner().invoke(app, ["validate", "collectives", "--plot", str(tmp_path / "rows.png")])
+    assert "--plot: collectives are printed only" in str(run.exception)
 
 
 def test_the_command_prints_stable_keys(file: Path, tmp_path: Path):

@@ -66,8 +66,19 @@ def picture(path: Path, option: str) -> Path:
     """
     if path.suffix.lower() not in _PICTURES:
         raise InputError(option, f"got '{path}'", f"give a file ending in {', '.join(_PICTURES)}")
+    return file_to_write(path, option)
+
+
+def file_to_write(path: Path, option: str) -> Path:
+    """`path` if a file can stand there: asked before the work whose answer it is to hold.
+
+    Raises:
+        InputError: a folder, or no such folder.
+    """
     if not path.parent.is_dir():
         raise InputError(option, f"got '{path}', whose folder does not exist", "make the folder first")
+    if path.is_dir():
+        raise InputError(option, f"got '{path}', which is a folder", "name a file in it")
     return path
 
 

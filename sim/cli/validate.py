@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import Json, print_json
+from sim.cli.options import Json, file_to_write, picture, print_json, say
+from sim.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sim.studies.validate import RowResult
@@ -50,22 +51,35 @@ def validate(
     if tables is not None or path == COLLECTIVES:
         from sim.cli.measure import validate_collectives
 
+        for option, given in (("--out", out), ("--plot", plot)):
+            if given is not None:
+                raise InputError(option, "collectives are printed only", "leave it out, or take --json")
         validate_collectives(tables or KERNELS, measured, json)
         return
-    from sim.errors import InputError, nearest
-    from sim.studies import validate_report
     from sim.studies.validate import validate as validate_file
     from sim.studies.validate import write_rows
 
     backends = ("roofline", "measured")
     if costs not in backends:
         raise InputError("--costs", f"got '{costs}'", nearest(costs, backends))
+    table = None if out is None else file_to_write(out, "--out")
+    drawing = None if plot is None else picture(plot, "--plot")
     rows = validate_file(path, workers, _progress, costs)
-    if out is not None:
-        write_rows(rows, out)
-    if plot is not None:
-        validate_report.plot(rows, plot)
+    if table is not None:
+        write_rows(rows, table)
+    if drawing is not None:
+        _draw(rows, drawing)
     _print_rows(rows, json)
+
+
+def _draw(rows: Sequence[RowResult], path: Path) -> None:
+    from sim.studies import validate_report
+
+    figure = validate_report.figure(rows)
+    if figure is None:
+        say(f"--plot: no row tells of {', '.join(validate_report.PANELS)}, so {path} was not drawn")
+    else:
+        figure.savefig(path)
 
 
 def _print_rows(rows: Sequence[RowResult], json: bool) -> None:
@@ -79,7 +93,7 @@ def _print_rows(rows: Sequence[RowResult], json: bool) -> None:
         print_json({"groups": [asdict(g) for g in groups], "simulated": simulated, "skipped": len(skipped)})
         return
     print(group_table(groups))
-    print(f"\n{simulated} of {len(rows)} rows predicted; {len(skipped)} not:")
+    print(f"\n{simulated} of {len(rows)} rows predicted" + (f"; {len(skipped)} not:" if skipped else ""))
     for reason, count in validate_report.skipped(rows).items():
         print(f"  {count:5d}  {reason}")
     _print_worst(rows)
@@ -102,8 +116,10 @@ def group_table(groups: Sequence[Group]) -> str:
 def _print_worst(rows: Sequence[RowResult]) -> None:
     from sim.studies.validate_report import likely_reason, worst
 
-    print("\nWorst rows, and where to look first")
-    for row in worst(rows, WORST_ROWS):
+    found = worst(rows, WORST_ROWS)
+    if found:
+        print("\nWorst rows, and where to look first")
+    for row in found:
         print(
             f"  {row.id} {row.metric}: measured {row.measured:.4g}, predicted {row.predicted:.4g} {row.unit} "
             f"({row.engine}, {row.model}, TP{row.tensor}, {row.load}): {likely_reason(row)}"

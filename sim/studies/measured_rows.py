@@ -7,8 +7,9 @@ Every row becomes a `MeasuredRow`; what a row means for a simulation is decided 
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,20 +70,51 @@ def read_rows(path: Path) -> list[MeasuredRow]:
     """The rows of a CSV file of measurements.
 
     Raises:
-        InputError: the file is missing, a column is missing, or a value is not a number.
+        InputError: the file is missing or no such table, a row is short, an id stands twice, or a value makes no sense.
     """
+    needed = "a CSV with the columns " + ", ".join(COLUMNS)
     if not path.is_file():
-        raise InputError(str(path), "there is no such file", "a CSV with the columns " + ", ".join(COLUMNS))
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            hint = nearest(missing[0], reader.fieldnames or ())
-            raise InputError(str(path), f"column {missing[0]} is missing", hint)
-        return [_row(record, f"{path.name}, line {reader.line_num}") for record in reader]
+        raise InputError(str(path), "there is no such file", needed)
+    rows, lines = [], dict[str, int]()
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            _check_header(reader.fieldnames, str(path))
+            for record in reader:
+                where = f"{path.name}, line {reader.line_num}"
+                row = _row(record, where)
+                first = lines.setdefault(row.id, reader.line_num)
+                if first != reader.line_num:  # answers are found again by id
+                    raise InputError(
+                        f"{where}: id", f"got '{row.id}', as line {first}", "an id of its own for each row"
+                    )
+                rows.append(row)
+    except (UnicodeDecodeError, csv.Error):
+        raise InputError(str(path), "is not UTF-8 text", needed) from None
+    if not rows:
+        raise InputError(str(path), "holds no measurement", "a row for each, below the header")
+    return rows
 
 
-def _row(record: Mapping[str, str], where: str) -> MeasuredRow:
+def _check_header(found: Sequence[str] | None, where: str) -> None:
+    if not found:
+        raise InputError(where, "is empty", "a CSV with the columns " + ", ".join(COLUMNS))
+    missing = [name for name in COLUMNS if name not in found]
+    if missing:
+        more = f", and {len(missing) - 1} more" if missing[1:] else ""
+        hint = f"found: {', '.join(found)[:200]}; needed: {', '.join(COLUMNS)}"
+        raise InputError(where, f"column {missing[0]} is missing{more}", hint)
+
+
+def _row(record: Mapping[str, str | None], where: str) -> MeasuredRow:
+    given = {name: text for name, text in record.items() if text is not None}
+    if len(given) < len(record):
+        hint = "fix or remove the line"
+        raise InputError(where, f"has {len(given)} values where the header has {len(record)}", hint)
+    return _measured(given, where)
+
+
+def _measured(record: Mapping[str, str], where: str) -> MeasuredRow:
     kind = record["kind"].strip()
     if kind not in KINDS:
         raise InputError(f"{where}: kind", f"got '{kind}'", nearest(kind, KINDS))
@@ -92,11 +124,11 @@ def _row(record: Mapping[str, str], where: str) -> MeasuredRow:
         model=record["model"].strip(),
         precision=record["precision"].strip(),
         gpu=record["gpu"].strip(),
-        gpus=_whole(record["n_gpus"], 1),
-        nodes=_whole(record["nodes"], 1),
-        tensor=record["tp"].strip(),
-        pipeline=record["pp"].strip(),
-        expert=record["ep"].strip(),
+        gpus=_whole(record["n_gpus"], f"{where}: n_gpus"),
+        nodes=_whole(record["nodes"], f"{where}: nodes"),
+        tensor=_ranks(record["tp"], f"{where}: tp"),
+        pipeline=_ranks(record["pp"], f"{where}: pp"),
+        expert=_ranks(record["ep"], f"{where}: ep"),
         engine=record["engine+version"].strip(),
         isl=record["isl"].strip(),
         osl=record["osl"].strip(),
@@ -111,14 +143,29 @@ def _row(record: Mapping[str, str], where: str) -> MeasuredRow:
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text.replace(",", ""))
+        value = float(text.replace(",", ""))
     except ValueError:
-        raise InputError(where, f"got '{text}'", "a number") from None
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(where, f"got '{text}'", "a number greater than zero")
+    return value
 
 
-def _whole(text: str, default: int) -> int:
-    """A count; "unknown" and blank count as `default`."""
-    return int(text) if text.strip().isdigit() else default
+def _whole(text: str, where: str) -> int:
+    """A count; "unknown" and blank count as 1."""
+    known = text.strip()
+    if known in ("", "unknown"):
+        return 1
+    if not known.isdecimal() or not int(known):
+        raise InputError(where, f"got '{text}'", "a whole number of one or more, unknown, or nothing")
+    return int(known)
+
+
+def _ranks(text: str, where: str) -> str:
+    """Over how many GPUs something is cut, as it is written: a count, or words that say why there is none."""
+    if text.strip().isdecimal():
+        _whole(text, where)
+    return text.strip()
 
 
 def tokens(text: str) -> tuple[int, int]:

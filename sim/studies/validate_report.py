@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim.studies.measured_metrics import family
 from sim.studies.validate import SIMULATED, SKIPPED, RowResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = ("ttft", "tpot", "itl", "output throughput")
+"""The metrics that the figure shows, where they were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,26 +107,30 @@ def skipped(rows: Sequence[RowResult]) -> dict[str, int]:
     return counts
 
 
-def plot(rows: Sequence[RowResult], path: Path) -> None:
-    """Predicted against measured, one panel a metric, one colour an engine."""
-    import matplotlib as mpl
+def figure(rows: Sequence[RowResult]) -> Figure | None:
+    """Predicted against measured, a panel for each metric that was both, one colour an engine; None without any."""
+    import matplotlib.figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    counted = [row for row in rows if row.status == SIMULATED and row.kind == "e2e" and row.predicted]
+    panels = {name: [row for row in counted if family(row.metric) == name] for name in PANELS}
+    panels = {name: shown for name, shown in panels.items() if shown}
+    if not panels:
+        return None
+    columns = min(len(panels), 2)
+    down = -(-len(panels) // columns)
+    drawn = matplotlib.figure.Figure(figsize=(5 * columns, 5 * down), layout="constrained")
+    for place, (name, shown) in enumerate(panels.items(), start=1):
+        _panel(drawn.add_subplot(down, columns, place), name, shown)
+    return drawn
 
-    panels = ("ttft", "tpot", "itl", "output throughput")
-    figure, axes = plt.subplots(2, 2, figsize=(10, 10), layout="constrained")
-    for axis, metric in zip(axes.flat, panels, strict=True):
-        shown = [
-            r for r in rows if r.status == SIMULATED and r.kind == "e2e" and family(r.metric) == metric and r.predicted
-        ]
-        for engine in sorted({row.engine for row in shown}):
-            points = [(row.measured, row.predicted) for row in shown if row.engine == engine]
-            axis.scatter(*zip(*points, strict=True), s=8, alpha=0.6, label=engine)
-        if shown:
-            ends = [min(row.measured for row in shown), max(row.measured for row in shown)]
-            axis.plot(ends, ends, color="black", linewidth=0.8)
-            axis.legend(fontsize=5)
-        axis.set(xscale="log", yscale="log", xlabel=f"measured {metric}", ylabel="predicted", title=metric)
-    figure.savefig(path)
-    plt.close(figure)
+
+def _panel(axes: Axes, name: str, shown: Sequence[RowResult]) -> None:
+    for engine in sorted({row.engine for row in shown}):
+        mine = [row for row in shown if row.engine == engine]
+        predicted = [row.predicted or 0.0 for row in mine]
+        axes.scatter([row.measured for row in mine], predicted, s=8, alpha=0.6, label=engine)
+    ends = [min(row.measured for row in shown), max(row.measured for row in shown)]
+    axes.plot(ends, ends, color="black", linewidth=0.8)
+    axes.legend(fontsize=5)
+    units = ", ".join(sorted({row.unit for row in shown}))
+    axes.set(xscale="log", yscale="log", xlabel=f"measured {name} ({units})", ylabel=f"predicted ({units})", title=name)
