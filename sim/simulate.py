@@ -13,7 +13,7 @@ from sim.engine.cluster import Cluster, Outcome
 from sim.engine.deployment import Deployment
 from sim.engine.fleet import Fleet
 from sim.engine.in_time import order_in_time
-from sim.engine.recorder import Recorder
+from sim.engine.recorder import REJECTED, Recorder
 from sim.engine.router import make_router
 from sim.engine.scaling import Scaling
 from sim.engine.versions import version_notes
@@ -173,7 +173,7 @@ class _Run:
         notes += speculation_notes(fleet.costs, steps) + _asked_notes(fleet.scenario, self.workload)
         if self.changes is not None:
             notes.append(self.changes.note(outcome.end_s))
-        cut = _cut_short(requests, fleet.max_model_len)
+        cut = _too_long(requests, fleet.max_model_len) + _cut_short(requests, fleet.max_model_len)
         return [*dict.fromkeys(notes), *cut, *([outcome.stuck] if outcome.stuck else [])]
 
     def _oom(self, outcome: Outcome) -> dict[str, Any] | None:
@@ -213,6 +213,15 @@ def _asked_notes(scenario: Scenario, workload: Workload) -> list[str]:
     if workload.dropped:
         notes.append(f"{workload.dropped:,} rows of the trace ask for nothing (failed requests) and are left out")
     return notes
+
+
+def _too_long(requests: Columns, max_model_len: int) -> list[str]:
+    """A note if prompts left no room for a single token."""
+    refused, count = int((requests["status"] == REJECTED).sum()), len(requests["status"])
+    if not refused:
+        return []
+    room = f"their prompts leave no room for a token within max_model_len ({max_model_len:,})"
+    return [f"{refused:,} of {count:,} requests were turned away: {room}"]
 
 
 def _cut_short(requests: Columns, max_model_len: int) -> list[str]:

@@ -261,9 +261,19 @@ def test_workload_list_and_schema(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, not a folder")
     done = twowalls("run", write(tmp_path), "--out", "taken", folder=tmp_path)
-    assert done.returncode == 2
-    assert "taken" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == "error: --out: got 'taken' (File exists)\n  give a folder, or the name of one that can be made\n"
+    )
+
+
+def test_requests_that_are_too_long_for_the_engine_are_said_to_be(tmp_path: Path) -> None:
+    done = twowalls("run", write(tmp_path), "--set", "engine.max_model_len=16", folder=tmp_path)
+    assert "No request finished." in done.stdout
+    assert (
+        "20 of 20 requests were turned away: their prompts leave no room for a token within max_model_len (16)"
+        in " ".join(done.stdout.split())
+    )
 
 
 def test_overrides_are_read_as_yaml() -> None:
@@ -306,6 +316,9 @@ def test_list_without_a_kind_lists_all(tmp_path: Path) -> None:
         (["collective", "--topology", "dgx-h100", "--gpus", "8", "--size", "0 B"], "--size: got '0 B'"),
         (["collective", "--topology", "dgx-h100", "--gpus", "8", "--size", "-1 MiB"], "--size: got '-1 MiB'"),
         (["collective", "--topology", "dgx-h100", "--gpus", "9"], "--gpus: got 9, dgx-h100 has 8"),
+        (["run", ""], "SCENARIO: got '', which names nothing"),
+        (["plan", "--model", "llama-3.1-8b", "--workload", "chat", "--rate", "-3"], "--rate: got -3"),
+        (["plan", "--model", "llama-3.1-8b", "--workload", "chat", "--rate", "nan"], "--rate: got nan"),
     ],
 )
 def test_wrong_arguments_end_with_2_and_say_which(tmp_path: Path, arguments: list[str], told: str) -> None:

@@ -179,6 +179,7 @@ def test_overrides_set_values_by_key_path(tmp_path):
         ({"workload__arrivals__concurrency": True}, "workload.arrivals.concurrency", "got true", "a whole number"),
         ({"workload__lengths": None}, "workload", "lengths is missing", "lengths: {kind: fixed"),
         ({"workload__num_requests": 0}, "workload.num_requests", "got 0", "at least 1"),
+        ({"workload__num_requests": 10**12}, "workload.num_requests", "got 1000000000000", "at most 100,000,000"),
         ({"workload__time_limit": "soon"}, "workload.time_limit", "'soon', which is not a number", "such as"),
         ({"engine__preset": "vlm"}, "engine.preset", 'got "vlm"', "did you mean 'vllm'?"),
         ({"engine__scheduler": "orka"}, "engine.scheduler", "got 'orka'", "did you mean 'orca'? allowed: chunked"),

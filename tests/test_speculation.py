@@ -225,11 +225,11 @@ def test_a_rejected_token_keeps_its_block() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"acceptance_rate": None}, "acceptance_rate and acceptance_lengths"),
-        ({"acceptance_lengths": [0.5, 0.5, 0, 0]}, "both given"),
+        ({"acceptance_rate": None}, "got neither acceptance_rate nor acceptance_lengths"),
+        ({"acceptance_lengths": [0.5, 0.5, 0, 0]}, "got both acceptance_rate and acceptance_lengths"),
         ({"acceptance_rate": None, "acceptance_lengths": [0.5, 0.5]}, "2 entries for 3"),
         ({"acceptance_rate": None, "acceptance_lengths": [0.5, 0.5, 0.5, 0.5]}, "sum to 2"),
-        ({"draft_cost": None}, "draft_model and draft_cost"),
+        ({"draft_cost": None}, "got neither draft_model nor draft_cost"),
         ({"num_speculative_tokens": 64}, "cannot hold"),
     ],
 )

@@ -54,6 +54,11 @@ def test_what_is_no_axis_is_refused(text: str) -> None:
         Axis.parse(text)
 
 
+def test_a_range_without_its_step_says_how_ranges_are_written() -> None:
+    with pytest.raises(InputError, match=r"got '2\.\.16', a range without a step\n  ranges are written 1\.\.256\*2"):
+        Axis.parse("a=2..16")
+
+
 def test_product_and_pairs() -> None:
     base = Scenario.from_dict(SCENARIO)
     axes = [Axis.parse("deployment.tensor_parallel_size=1,2"), Axis.parse("workload.arrivals.request_rate=4,8")]

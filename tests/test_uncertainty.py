@@ -128,6 +128,14 @@ def test_the_answer_lies_in_its_interval_and_all_that_was_drawn_is_named(scenari
     assert json.loads(to_json(found.as_dict()))["components"][5] == {"number": "engine: vllm", "log_std": HOST_LOG_STD}
 
 
+def test_few_draws_do_not_say_what_moves_an_answer(scenario: Scenario) -> None:
+    """Of four draws chance alone makes ranks agree: shares of 100 %, 64 % and 64 % would be read as a finding."""
+    found = uncertainty(scenario, draws=4, jobs=1)
+    assert all(found.drivers[key] for key in ("mean_ttft_ms", "mean_tpot_ms"))
+    assert "too few draws to say" in table(found)
+    assert "gemm bf16 " not in table(found).partition("drawn ")[0]
+
+
 def test_a_borrowed_gpu_leaves_more_open_than_a_measured_one(scenario: Scenario) -> None:
     def share(gpu: str) -> float:
         found = uncertainty(scenario.with_overrides({"cluster.gpu": gpu}), draws=12, jobs=1)

@@ -82,10 +82,28 @@ def file_to_write(path: Path, option: str) -> Path:
     return path
 
 
+def folder_to_fill(path: Path, option: str) -> Path:
+    """`path`, made if it was not there: asked before the work whose answer it is to hold.
+
+    Raises:
+        InputError: it is no folder, and cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "give a folder, or the name of one that can be made"
+        raise InputError(option, f"got '{path}' ({error.strerror})", hint) from None
+    return path
+
+
 def scenario_files(argument: str) -> list[Path]:
     """The scenario files that an argument names: a file, all of a folder, or a shipped scenario by name."""
     from sim import catalogue
 
+    if not argument.strip():
+        raise InputError(
+            "SCENARIO", f"got '{argument}', which names nothing", "give a file, a folder, or . for this one"
+        )
     path = Path(argument).expanduser()
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml"))

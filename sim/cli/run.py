@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sim.cli.confidence import ErrorBars, SeedsOption, UncertaintyOption, error_bars
-from sim.cli.options import Json, Overrides, load_each, print_json, print_json_list, read_overrides, say
+from sim.cli.options import Json, Overrides, folder_to_fill, load_each, print_json, print_json_list, read_overrides, say
 from sim.errors import InputError, TwoWallsError
 from sim.units import parse
 
@@ -88,7 +88,7 @@ def run(
         scenario = loaded[0][1]
         if isinstance(scenario, TwoWallsError):
             raise scenario
-        folder = out if out is not None else Path() if plots else None
+        folder = folder_to_fill(out, "--out") if out is not None else Path() if plots else None
         bars = error_bars(scenario, seeds, uncertainty, jobs)
         job = _job(scenario, folder is not None, plots, timeout_s, shards)
         raise typer.Exit(_run_alone(job, folder, scenario.workload.num_requests, json, bars))
@@ -147,7 +147,7 @@ def open_study(out: Path | None, resume: bool = True) -> Study:
 
     if out is None:
         say(f"results in {RESULTS}")
-    return Study(out or RESULTS, resume)
+    return Study(folder_to_fill(out or RESULTS, "--out"), resume)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,6 +180,8 @@ def plan(
     resume: Resume = True,
 ) -> None:
     """Find which GPUs, how many, cut how and in which precision serve a workload within its SLO at the least cost."""
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError("--rate", f"got {rate:g}", "requests a second: a number greater than zero")
     from sim.progress import ProgressLine
     from sim.studies.executor import open_workers
     from sim.studies.objective import objectives

@@ -58,6 +58,9 @@ _MOVES = {
 }
 
 
+NOTHING = "No request finished."
+
+
 def label(cause: str) -> str:
     return CAUSES[cause][0] if cause in CAUSES else cause.replace("_", " ")
 
@@ -104,8 +107,8 @@ def verdict(result: Result) -> list[str]:
     """The answer of a run as a few sentences."""
     sentences = [_fits(result)]
     if len(result.steps["start_s"]):
-        sentences += [_occupancy(result), *_speed(result), *_wall(result), *_objectives(result)]
-    return sentences
+        return [*sentences, _occupancy(result), *_speed(result), *_wall(result), *_objectives(result)]
+    return sentences if result.oom is not None else [*sentences, NOTHING]
 
 
 def _fits(result: Result) -> str:
@@ -156,7 +159,7 @@ def _occupancy(result: Result) -> str:
 def _speed(result: Result) -> list[str]:
     summary = result.summary
     if summary["median_e2el_ms"] is None:
-        return ["No request finished."]
+        return [NOTHING]
     text = ""
     if summary["output_tokens_per_s_per_user"]:
         text = (

@@ -28,8 +28,10 @@ class Speculative(Section):
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
         for first, second in (("acceptance_rate", "acceptance_lengths"), ("draft_model", "draft_cost")):
-            if (getattr(self, first) is None) == (getattr(self, second) is None):
-                raise refuse(f"{first} and {second} are both given or both missing", "give one of the two")
+            one, other = (getattr(self, name) is not None for name in (first, second))
+            if one == other:
+                problem = f"got both {first} and {second}" if one else f"got neither {first} nor {second}"
+                raise refuse(problem, "give one of the two")
         given = self.acceptance_lengths
         if given is not None and len(given) != self.num_speculative_tokens + 1:
             problem = f"acceptance_lengths has {len(given)} entries for {self.num_speculative_tokens} proposed tokens"

@@ -266,7 +266,7 @@ class WorkloadSpec(Section):
     """Conversations of several turns; null: every request stands alone."""
     tenants: Annotated[list[Tenant], Field(min_length=1)] | None = None
     """Who asks, drawn at random for each request (conversation), for scheduler: priority or fair_share; null: one tenant."""
-    num_requests: Annotated[int, Field(ge=1)] | None = None
+    num_requests: Annotated[int, Field(ge=1, le=10**8)] | None = None
     """Requests sent in all; null: 1000, or all of a trace or of piecewise stages."""
     time_limit_s: PositiveDuration | None = Field(default=None, alias="time_limit")
     """Simulated time at which the run is cut; null: it ends with the last answer."""

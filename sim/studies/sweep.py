@@ -24,6 +24,7 @@ _SHOWN = {
     "p99_ttft_ms": "TTFT p99 ms", "p99_tpot_ms": "TPOT p99 ms",
 }  # fmt: skip
 _RANGE = re.compile(r"^\s*(?P<first>[\d.eE+-]+?)\.\.(?P<last>[\d.eE]+)(?P<step>[*+])(?P<by>[\d.eE]+)\s*$")
+_STEPLESS = re.compile(r"^\s*[\d.eE+-]*\d\.\.\d[\d.eE]*\s*$")
 _RANGES = "ranges are written 1..256*2 (each twice the last) or 1..9+2 (each two more)"
 _STATISTIC = re.compile(r"^(ttft|tpot|itl|e2el|queue_time)\.(mean|median|std|p50|p90|p95|p99|p99\.9)$")
 
@@ -56,6 +57,8 @@ class Axis:
         match = _RANGE.match(right)
         if match:
             return cls(path, tuple(_range(match, where)))
+        if _STEPLESS.match(right):
+            raise InputError(where, f"got '{right}', a range without a step", _RANGES)
         parts = _split(right)
         if any(not part.strip() for part in parts):
             raise InputError(where, f"got '{right}', where a value is missing", "write values between the commas")

@@ -165,9 +165,12 @@ def table(found: Uncertainty) -> str:
     """Every metric with its interval and what drives it, and the spread of what was drawn."""
     from sim.results.console import table as text
 
+    # what chance alone reaches one time in twenty (two standard errors of a correlation, squared), or too little to matter
+    least = max(0.1, 4 / (found.draws - 1))
     rows = [
         [key, "n/a" if found.base[key] is None else number(found.base[key] or 0.0), span(interval),
-         ", ".join(f"{name} {share:.0%}" for name, share in found.drivers[key] if share >= 0.1)]
+         ", ".join(f"{name} {share:.0%}" for name, share in found.drivers[key] if share >= least)
+         or ("too few draws to say" if found.drivers[key] and least > 0.5 else "")]
         for key, interval in found.intervals.items()
     ]  # fmt: skip
     drawn = [[one.number, one.kind, f"{np.expm1(one.log_std):.1%}"] for one in found.components]
