@@ -286,6 +286,14 @@ def test_the_answer_names_winner_ratio_batch_and_reason() -> None:
     assert [one.gpus for one in found.deployments] == [8, 16, 16]
 
 
+def test_of_equals_none_beats_the_other() -> None:
+    found = compare(shipped("tp8-one-node", "tp8-one-node"))
+    assert found.answer.startswith(
+        "TP8 inside one node (tp8-one-node) and TP8 inside one node (tp8-one-node) are equally fast"
+    )
+    assert "because" not in found.answer
+
+
 def test_a_slower_fabric_is_slower_part_by_part() -> None:
     names = ["tp2-one-node", *(f"tp2-two-nodes-{fabric}" for fabric in ("ib-ndr", "100gbe", "25gbe", "10gbe"))]
     found = [compared(scenario) for scenario in shipped(*names)]

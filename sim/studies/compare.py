@@ -215,6 +215,8 @@ def described(deployment: Deployment) -> str:
     return f"{' x '.join(sizes)} {where}{joined}"
 
 
+_EQUAL = 1.005
+"""A smaller ratio is written 1.00x: nobody beats anybody."""
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
@@ -225,8 +227,11 @@ def answer(faster: Compared, slower: Compared, everyone: Items[Compared]) -> str
     if faster.batch_text != slower.batch_text:
         batches = f"batches of {faster.batch_text} and {slower.batch_text}"
     numbers = f"{faster.decode.ms:.1f} against {slower.decode.ms:.1f} ms"
-    said = f"{names[0]} beats {names[1]} by {ratio:.2f}x per token at {batches} ({numbers})"
-    said += f", because {_reason(faster.decode.causes_ms, slower.decode.causes_ms)}"
+    if ratio < _EQUAL:
+        said = f"{names[0]} and {names[1]} are equally fast per token at {batches} ({numbers})"
+    else:
+        said = f"{names[0]} beats {names[1]} by {ratio:.2f}x per token at {batches} ({numbers})"
+        said += f", because {_reason(faster.decode.causes_ms, slower.decode.causes_ms)}"
     best = min(everyone, key=lambda one: one.decode.ms)
     if best not in (faster, slower):
         said += f"; the fastest of all {len(everyone)} is {best.label} ({best.name}) with {best.decode.ms:.1f} ms"
