@@ -44,6 +44,7 @@ def without(gpu: str, relative: str, folder: Path) -> Path:
     """A copy of the simulator in `folder` that knows nothing of the kernels of `gpu`."""
     for part in ("sim", "topologies", "scenarios"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)  # by which a checkout is known
     names = [name for name in measured_gpus(tables()) if name != gpu]
     shared = calibrate_together(tables(), [load_gpu(name) for name in names])[1]
     write_shared(shared, folder / "sim" / "hardware" / "shared_fits.yaml")

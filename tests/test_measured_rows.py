@@ -12,7 +12,7 @@ from sim.studies.kernel_rows import kernel_prediction
 from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_rows import COLUMNS, read_rows, tokens
 from sim.studies.measured_scenarios import cases_of, precision_of
-from sim.studies.validate import run_case
+from sim.studies.validate import run_case, validate
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.csv"
 
@@ -290,22 +290,26 @@ ROW = [
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"value": "0"}, "rows.csv, line 2: value: got '0'\n  a number greater than zero"),
+        ({"value": "0"}, "value: got '0'; a number greater than zero"),
         ({"value": "-7"}, "value: got '-7'"),
         ({"value": "nan"}, "value: got 'nan'"),
-        ({"n_gpus": "eight"}, "line 2: n_gpus: got 'eight'\n  a whole number of one or more"),
-        ({"nodes": "0"}, "line 2: nodes: got '0'"),
-        ({"tp": "0"}, "line 2: tp: got '0'"),
+        ({"n_gpus": "eight"}, "n_gpus: got 'eight'; a whole number of one or more"),
+        ({"nodes": "0", "tp": "0"}, "nodes: got '0'; a whole number of one or more, unknown, or nothing; tp: got '0'"),
+        ({}, ""),
     ],
 )
-def test_a_row_that_makes_no_sense_names_its_line_and_column(tmp_path: Path, changes: dict[str, str], told: str):
+def test_a_row_that_makes_no_sense_is_listed_with_what_is_wrong(tmp_path: Path, changes: dict[str, str], told: str):
+    """The others of its file are compared all the same."""
     path = tmp_path / "rows.csv"
-    path.write_text(
-        ",".join(COLUMNS) + "\n" + ",".join((dict(zip(COLUMNS, ROW, strict=True)) | changes).values()) + "\n"
-    )
-    with pytest.raises(InputError) as error:
-        read_rows(path)
-    assert told in str(error.value)
+    wrong = ",".join((dict(zip(COLUMNS, ROW, strict=True)) | changes).values())
+    path.write_text(f"{','.join(COLUMNS)}\n{wrong}\n{','.join(['a-2', *ROW[1:]])}\n")
+    first, second = read_rows(path)
+    assert first.problem.startswith(told)
+    assert bool(first.problem) == bool(told)
+    assert second.problem == ""
+    if told:
+        mine, other = validate(path, workers=1)
+        assert (mine.status, mine.reason, other.status) == ("skipped", first.problem, "simulated")
 
 
 @pytest.mark.parametrize(

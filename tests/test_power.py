@@ -60,3 +60,11 @@ def test_the_back_of_an_envelope_knows_no_power() -> None:
     l4 = load_gpu("l4")
     printed_s = 2 * 8192.0**3 / l4.flops_per_s["bf16"]
     assert np.isclose(Roofline(l4, ideal=True).gemm(8192.0, 8192, 8192, "bf16").total_s, printed_s)
+
+
+def test_a_result_says_at_which_clock_a_borrowed_rate_is_taken() -> None:
+    assert load_gpu("l4").origin.endswith(
+        "those of l40s on its datasheet, whose 72 W leave what computes 0.70 of the boost clock"
+    )
+    assert load_gpu("rtx-4090").origin.endswith("those of l40s on its datasheet")
+    assert load_gpu("l40s").origin == "kernel rates fitted to its own measured kernels"

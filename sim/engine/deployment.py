@@ -354,12 +354,8 @@ class Deployment:
                 notes.append(f"{gpu.name}: printed peaks (datasheet), no fixed cost")
             elif self.scenario.costs == "measured":
                 continue
-            elif gpu.fitted_on == gpu.name:
-                notes.append(f"{gpu.name}: kernel rates fitted to its own measured kernels")
             else:
-                notes.append(
-                    f"{gpu.name}: nobody measured its kernels; rates are those of {gpu.fitted_on} on its datasheet"
-                )
+                notes.append(f"{gpu.name}: {gpu.origin}")
         if self.calibration is not None:
             notes.append(self.calibration.origin)
         for backend in self._backends:

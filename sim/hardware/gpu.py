@@ -74,6 +74,16 @@ class Gpu:
     loaded_clock: float = 1.0
     """Share of the boost clock that its power leaves busy tensor cores (`sim/hardware/power.py`)."""
 
+    @property
+    def origin(self) -> str:
+        """In words, where the rates of its kernels come from."""
+        if self.fitted_on == self.name:
+            return "kernel rates fitted to its own measured kernels"
+        origin = f"nobody measured its kernels; rates are those of {self.fitted_on} on its datasheet"
+        if self.loaded_clock == 1.0:
+            return origin
+        return f"{origin}, whose {self.power_w:g} W leave what computes {self.loaded_clock:.2f} of the boost clock"
+
 
 class _Sourced(BaseModel):
     model_config = ConfigDict(extra="forbid")

@@ -141,7 +141,8 @@ def _left_out(
 
 
 def _cases(path: Path, engine: str) -> list[Case]:
-    rows = [row for row in read_rows(path) if row.kind == "e2e" and family(row.metric) in WEIGHTS and _of(row, engine)]
+    rows = [row for row in read_rows(path) if row.kind == "e2e" and family(row.metric) in WEIGHTS and not row.problem]
+    rows = [row for row in rows if _of(row, engine)]
     return [case for case in cases_of(rows) if case.scenario is not None]
 
 

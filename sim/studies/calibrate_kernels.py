@@ -28,6 +28,8 @@ FIT_ROWS = 1500
 """Rows a fit looks at, drawn evenly over the table; errors are counted on all rows."""
 SEED = 0
 BEYOND_HOST = "beyond host"
+ONE_SOFTWARE = ("gemm", "prefill_attention", "decode_attention")
+"""Kernel kinds whose implementations in bf16 are told apart by their formulas (`AttentionSoftware`, whole waves)."""
 TO_CATALOGUE = 0.5
 """Weight of the shared constants' distance from the catalogue's, where one GPU is fitted alone."""
 
@@ -213,20 +215,16 @@ def read_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
 def software(kind: KernelKind, table: Table, gpu: Gpu) -> str:
     """What distinguishes the implementations of one kind: the kernel of the commonest rows, for experts its library.
 
-    In bf16, products and attention are told apart by their formulas (`AttentionSoftware`, whole waves), so all count as one. The
-    prefill of latent attention goes by one name everywhere (FLASH_ATTN), but is FlashAttention-3 on Hopper, FlashAttention-4
+    The prefill of latent attention goes by one name everywhere (FLASH_ATTN), but is FlashAttention-3 on Hopper, FlashAttention-4
     on data-centre Blackwell and FlashAttention-2 elsewhere.
     """
     if kind.kind == "prefill_mla":
         return str(attention_software(gpu))
-    if "kernel_source" not in table or (kind.dtype == "bf16" and kind.kind in _ONE_SOFTWARE):
+    if "kernel_source" not in table or (kind.dtype == "bf16" and kind.kind in ONE_SOFTWARE):
         return kind.file
     sources, counts = np.unique(table["kernel_source"], return_counts=True)
     commonest = str(sources[np.argmax(counts)])
     return library(commonest) if kind.kind == "moe" else commonest.lower().removeprefix("vllm_")
-
-
-_ONE_SOFTWARE = ("gemm", "prefill_attention", "decode_attention")
 
 
 def table_folder(folder: Path, gpu: Gpu) -> Path:

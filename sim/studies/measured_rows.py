@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from sim.errors import InputError, nearest
 
@@ -20,6 +21,7 @@ COLUMNS = (
     "osl", "batch_or_concurrency_or_rate", "metric", "value", "unit", "conditions",
 )  # fmt: skip
 KINDS = ("e2e", "operator", "collective", "memory")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class MeasuredRow:
     conditions: str
     publication: str = ""
     """Where it was published, with the path of the file there."""
+    problem: str = ""
+    """Why nothing can be compared with it: its value or a count of GPUs makes no sense; empty if they do."""
 
     @property
     def source(self) -> str:
@@ -70,7 +74,7 @@ def read_rows(path: Path) -> list[MeasuredRow]:
     """The rows of a CSV file of measurements.
 
     Raises:
-        InputError: the file is missing or no such table, a row is short, an id stands twice, or a value makes no sense.
+        InputError: the file is missing or no such table, a row is short or of an unknown kind, or an id stands twice.
     """
     needed = "a CSV with the columns " + ", ".join(COLUMNS)
     if not path.is_file():
@@ -118,27 +122,37 @@ def _measured(record: Mapping[str, str], where: str) -> MeasuredRow:
     kind = record["kind"].strip()
     if kind not in KINDS:
         raise InputError(f"{where}: kind", f"got '{kind}'", nearest(kind, KINDS))
-    return MeasuredRow(
+    problems: list[str] = []
+
+    def read(name: str, parse: Callable[[str, str], T], instead: T) -> T:
+        try:
+            return parse(record[name].strip(), name)
+        except InputError as error:
+            problems.append(str(error).replace("\n ", ";"))
+            return instead
+
+    row = MeasuredRow(
         id=record["id"],
         kind=kind,
         model=record["model"].strip(),
         precision=record["precision"].strip(),
         gpu=record["gpu"].strip(),
-        gpus=_whole(record["n_gpus"], f"{where}: n_gpus"),
-        nodes=_whole(record["nodes"], f"{where}: nodes"),
-        tensor=_ranks(record["tp"], f"{where}: tp"),
-        pipeline=_ranks(record["pp"], f"{where}: pp"),
-        expert=_ranks(record["ep"], f"{where}: ep"),
+        gpus=read("n_gpus", _whole, 1),
+        nodes=read("nodes", _whole, 1),
+        tensor=read("tp", _ranks, ""),
+        pipeline=read("pp", _ranks, ""),
+        expert=read("ep", _ranks, ""),
         engine=record["engine+version"].strip(),
         isl=record["isl"].strip(),
         osl=record["osl"].strip(),
         load=record["batch_or_concurrency_or_rate"].strip(),
         metric=record["metric"].strip(),
-        value=_number(record["value"], f"{where}: value"),
+        value=read("value", _number, math.nan),
         unit=record["unit"].strip(),
         conditions=record["conditions"].strip(),
         publication=record["source"].strip(),
     )
+    return replace(row, problem="; ".join(problems))
 
 
 def _number(text: str, where: str) -> float:
@@ -153,19 +167,18 @@ def _number(text: str, where: str) -> float:
 
 def _whole(text: str, where: str) -> int:
     """A count; "unknown" and blank count as 1."""
-    known = text.strip()
-    if known in ("", "unknown"):
+    if text in ("", "unknown"):
         return 1
-    if not known.isdecimal() or not int(known):
+    if not text.isdecimal() or not int(text):
         raise InputError(where, f"got '{text}'", "a whole number of one or more, unknown, or nothing")
-    return int(known)
+    return int(text)
 
 
 def _ranks(text: str, where: str) -> str:
     """Over how many GPUs something is cut, as it is written: a count, or words that say why there is none."""
-    if text.strip().isdecimal():
+    if text.isdecimal():
         _whole(text, where)
-    return text.strip()
+    return text
 
 
 def tokens(text: str) -> tuple[int, int]:

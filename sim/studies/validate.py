@@ -70,9 +70,11 @@ def validate(
     rows = read_rows(path)
     results = {row.id: _blank(row) for row in rows}
     for row in rows:
-        if row.kind != "e2e":
+        if row.problem:
+            results[row.id].reason = row.problem
+        elif row.kind != "e2e":
             _fill_kernel(row, results[row.id])
-    cases = cases_of([row for row in rows if row.kind == "e2e"])
+    cases = cases_of([row for row in rows if row.kind == "e2e" and not row.problem])
     for case in cases:
         if case.scenario is not None:
             case.scenario["costs"] = costs
@@ -158,7 +160,7 @@ def _fill(case: Case, facts: RunFacts | str, results: dict[str, RowResult]) -> N
         except TwoWallsError as error:
             result.reason = str(error).replace("\n", ";")
             continue
-        result.predicted, result.error = value, value / row.value - 1 if row.value else None
+        result.predicted, result.error = value, value / row.value - 1
         result.status = INSENSITIVE if _insensitive(row, case, facts) else SIMULATED
         result.regime, result.saturated = regime(facts), saturated(facts)
         result.reason = "; ".join(case.notes)
