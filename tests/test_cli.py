@@ -45,6 +45,10 @@ def write(folder: Path, name: str = "small", **changes: Any) -> str:
     return path.name
 
 
+def test_it_says_its_version(tmp_path: Path) -> None:
+    assert twowalls("--version", folder=tmp_path).stdout == f"twowalls {__version__}\n"
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['twowalls', '--help']\n"

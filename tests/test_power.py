@@ -67,4 +67,5 @@ def test_a_result_says_at_which_clock_a_borrowed_rate_is_taken() -> None:
         "those of l40s on its datasheet, whose 72 W leave what computes 0.70 of the boost clock"
     )
     assert load_gpu("rtx-4090").origin.endswith("those of l40s on its datasheet")
+    assert load_gpu("v100-sxm-32gb").origin.endswith("; it multiplies no bf16, so 16 bits are taken to be fp16")
     assert load_gpu("l40s").origin == "kernel rates fitted to its own measured kernels"

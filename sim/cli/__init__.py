@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sim import __version__
 from sim.cli.compare import register as register_compare
 from sim.cli.confidence import register as register_confidence
 from sim.cli.fabric import register as register_fabric
@@ -38,6 +39,21 @@ register_confidence(app)
 register_measure(app)
 register_studies(app)
 register_whatif(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"twowalls {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -41,10 +41,12 @@ def calibrate_kernels(
 ) -> None:
     """Fit the kernel roofline to measured tables and print the error of each fit."""
     from sim.cost.measured_tables import tables_root
+    from sim.hardware.gpu import gpu_name
     from sim.results.console import table
     from sim.studies.calibrate_kernels import run
 
     folder = folder or str(tables_root("DIR"))
+    gpu = gpu and gpu_name(gpu, "--gpu")
     if out is not None:
         _write_kernel_factors(folder, gpu, out, json)
         return

@@ -21,6 +21,8 @@ from sim.units import parse
 GPU_FOLDER = Path(__file__).parent / "gpus"
 SHARED_FITS = Path(__file__).parent / "shared_fits.yaml"
 """Constants that all measured GPUs share, for those that nobody measured."""
+WITHOUT_BF16 = range(60, 80)
+"""CUDA compute capabilities x 10 whose tensor cores take 16 bits as fp16 only (CUDA C++ programming guide)."""
 ALL_MEASURED = "all measured GPUs"
 """Where a GPU's constants come from if none of its own silicon was measured."""
 
@@ -80,9 +82,11 @@ class Gpu:
         if self.fitted_on == self.name:
             return "kernel rates fitted to its own measured kernels"
         origin = f"nobody measured its kernels; rates are those of {self.fitted_on} on its datasheet"
-        if self.loaded_clock == 1.0:
-            return origin
-        return f"{origin}, whose {self.power_w:g} W leave what computes {self.loaded_clock:.2f} of the boost clock"
+        if self.loaded_clock < 1.0:
+            origin += f", whose {self.power_w:g} W leave what computes {self.loaded_clock:.2f} of the boost clock"
+        if self.sm_version in WITHOUT_BF16:
+            origin += "; it multiplies no bf16, so 16 bits are taken to be fp16"
+        return origin
 
 
 class _Sourced(BaseModel):
