@@ -120,16 +120,8 @@ class _Run:
         requests, steps = recorder.request_columns(), recorder.step_columns()
         gaps, chunks = recorder.gaps.to_columns(), recorder.chunks.to_columns()
         walls = Walls(fleet.costs, steps, chunks, preset, fleet.contended)
-        latency = Latency(
-            walls,
-            requests,
-            steps,
-            chunks,
-            gaps,
-            preset,
-            transfers=fleet.disaggregated,
-            fetches=recorder.fetches.to_columns(),
-        )
+        fetches = recorder.fetches.to_columns()
+        latency = Latency(walls, requests, steps, chunks, gaps, preset, transfers=fleet.disaggregated, fetches=fetches)
         regime, from_trace = Regime.of(requests, steps), scenario.workload.arrivals.kind == "trace"
         origins = provenance(fleet.pools, fleet.costs, regime, from_trace)
         result = Result(
