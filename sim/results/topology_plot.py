@@ -10,8 +10,8 @@ from sim import units
 from sim.hardware.topology import Topology
 
 _TIER = {"nvswitch": 0.0, "gpu": 1.0, "pcie_switch": 2.0, "cpu": 2.9, "nic": 3.6, "switch": 4.8}
-_COLOUR = {"gpu": "#76b900", "nvswitch": "#3c6e00", "pcie_switch": "#b0b0b0", "cpu": "#d9a441", "nic": "#6baed6",
-           "switch": "#2171b5"}  # fmt: skip
+_COLOUR = {"gpu": "#76b900", "nvswitch": "#3c6e00", "pcie_switch": "#b0b0b0", "cpu": "#d9a441", "nic": "#c6dbef",
+           "switch": "#6baed6"}  # fmt: skip
 _LINK_COLOUR = {"nvlink": "#4d9221", "infinity_fabric": "#c51b7d", "infiniband": "#2171b5", "ethernet": "#d94801"}
 _WIDEST = 7.0
 _MOST_NODES = 2
