@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sim.errors import InputError
 from sim.scenario import Scenario
+from sim.scenario.loading import parse_yaml
 from sim.workload import arrivals, lengths
 from sim.workload.randomness import PURPOSES, generator
 from sim.workload.request import HashedPrompts, SharedPrefixPrompts
@@ -155,6 +156,14 @@ def test_a_closed_loop_has_users_and_no_arrival_times():
     assert (workload.concurrency, workload.ramp_s, workload.arrival_s) == (64, 10.0, None)
     assert len(workload.think_time_s) == 512
     assert workload.request_rate is None
+
+
+def test_on_and_off_are_names_where_they_are_keys():
+    """YAML 1.1 takes them for true and false, the YAML of today does not."""
+    text = "{kind: onoff, request_rate: 2, on: 5 s, off: 10 s}"
+    arrival = parse_yaml(text, "case.yaml")
+    assert arrival == {"kind": "onoff", "request_rate": 2, "on": "5 s", "off": "10 s"}
+    assert parse_yaml("{key: on}", "case.yaml") == {"key": True}
 
 
 @pytest.mark.parametrize(

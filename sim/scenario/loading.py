@@ -16,11 +16,12 @@ from sim.errors import InputError, nearest
 _SHOWN = 8
 """Mistakes that one message lists: a file with more is no scenario at all."""
 
+_BOOL, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """Safe YAML that refuses a key written twice and reads 1e3 as a number, as YAML 1.2 does."""
+    """Safe YAML that refuses a key written twice, and reads 1e3 as a number and the key `on` as a name, as YAML 1.2 does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -30,6 +31,8 @@ class _Loader(_Base):  # type: ignore[misc]
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' twice", key.start_mark)
             seen.add(key.value)
+            if key.tag == _BOOL:
+                key.tag = _TEXT
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
