@@ -131,3 +131,14 @@ def test_tenants_share_the_requests_by_weight_and_keep_their_conversations() -> 
 def test_a_trace_cannot_be_cut_into_conversations() -> None:
     with pytest.raises(InputError, match="sessions with trace arrivals"):
         scenario(arrivals={"kind": "trace", "path": "t.csv"})
+
+
+@pytest.mark.parametrize("asked", [None, 500, 20])
+def test_stages_bound_the_conversations_and_so_the_requests(asked: int | None) -> None:
+    """No conversation begins after the last stage: its turns are all there are, however many requests were asked for."""
+    stages = [{"duration": "10 s", "request_rate": 2.0}, {"duration": "10 s", "request_rate": 0.0}]
+    stages_only = scenario(arrivals={"kind": "piecewise", "stages": stages}, num_requests=asked)
+    load = stages_only.build_workload()
+    assert load.arrival_s is not None
+    assert load.arrival_s.max() < 10
+    assert len(load) == 20 if asked == 20 else 20 < len(load) < 200

@@ -63,12 +63,12 @@ def _conversations(spec: specs.WorkloadSpec, sessions: specs.Sessions, loop: spe
     """Turns that arrive after each other; conversations that arrive as `spec` says, or from the users of a closed loop."""
     least, most = sessions.turns
     random = generator(spec.seed, "sessions")
-    all_stages = isinstance(spec.arrivals, specs.Piecewise) and spec.num_requests is None
-    starts_s = _arrival_times(spec.arrivals, None, spec.seed) if all_stages else None
+    bounded = isinstance(spec.arrivals, specs.Piecewise)  # no conversation begins after the last stage
+    starts_s = _arrival_times(spec.arrivals, None, spec.seed) if bounded else None
     if starts_s is None:
         turns = draw_turns(spec.num_requests or DEFAULT_REQUESTS, None, least, most, random)
     else:
-        turns = draw_turns(None, len(starts_s), least, most, random)
+        turns = draw_turns(spec.num_requests, len(starts_s), least, most, random)
     count, first = len(turns.session), turns.first
     new, outputs = _token_counts(spec.lengths, count, spec.seed)
     system_of, system = None, spec.shared_prefix

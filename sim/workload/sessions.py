@@ -48,13 +48,11 @@ def draw_turns(requests: int | None, sessions: int | None, least: int, most: int
     """Conversations of `least` to `most` turns each, all lengths equally likely.
 
     Args:
-        requests: turns in all, the last conversation cut to it; None: as many as `sessions` conversations have.
-        sessions: conversations; used where `requests` is None.
+        requests: most turns, the last conversation cut to it; None: all of `sessions` conversations.
+        sessions: most conversations; None: as many as `requests` turns need.
     """
-    if requests is None:
-        lengths = random.integers(least, most, sessions, endpoint=True)
-        return Turns(np.repeat(np.arange(len(lengths)), lengths))
-    lengths = random.integers(least, most, -(-requests // least), endpoint=True)
+    drawn = sessions if requests is None else -(-requests // least)
+    lengths = random.integers(least, most, drawn, endpoint=True)[:sessions]
     return Turns(np.repeat(np.arange(len(lengths)), lengths)[:requests])
 
 
