@@ -174,6 +174,7 @@ CASES: dict[str, dict[str, Any]] = {
     "prefix cache": {"engine": {"enable_prefix_caching": True}, "workload": {"shared_prefix": {"tokens": 256}}},
     "sliding windows": {"model": "gpt-oss-20b"},
     "two GPUs, two replicas": {"deployment": {"tensor_parallel_size": 2, "data_parallel_size": 2}},
+    "the host launches every kernel": {"engine": {"cuda_graphs": False}, "model": "llama-3.2-1b"},
     "whole prompts": {"engine": {"enable_chunked_prefill": False}},
     "experts": {"model": "mixtral-8x7b", "deployment": {"tensor_parallel_size": 2, "enable_expert_parallel": True}},
     "closed loop": {"workload": {"arrivals": {"kind": "closed_loop", "concurrency": 7}}},

@@ -122,11 +122,11 @@ class Walls:
         chunks, drafted = (self._chunk_causes(c, rows) for c in (cost, cost.draft))
         contexts = [_context_tokens(steps, window) for window in (None, *cost.windows)]
         none = np.zeros_like(decodes)
-        base = self._causes(cost, steps, verified, verified, None)
-        base[INDEX["draft"]] += cost.drafts_s(decodes, contexts, none, none.astype(float))
+        draft_s = cost.drafts_s(decodes, contexts, none, none.astype(float))
+        base = self._causes(cost, steps, verified, verified, None, draft_s)
         ends = steps["sampled"] - decodes - steps["extra_tokens"]
-        whole = self._causes(cost, steps, verified + steps["prefill_tokens"], verified + ends, chunks)
-        whole[INDEX["draft"]] += cost.drafts_s(decodes, contexts, steps["prefill_tokens"], drafted.sum(axis=0))
+        draft_s = cost.drafts_s(decodes, contexts, steps["prefill_tokens"], drafted.sum(axis=0))
+        whole = self._causes(cost, steps, verified + steps["prefill_tokens"], verified + ends, chunks, draft_s)
         return np.where(steps["prefills"] > 0, whole, base), np.where(decodes > 0, base, 0.0)
 
     def _causes(
@@ -136,8 +136,9 @@ class Walls:
         tokens: NDArray[Any],
         sampled: NDArray[Any],
         chunk_causes: Causes | None,
+        draft_s: Floats | float = 0.0,
     ) -> Causes:
-        """Causes of these steps, had each computed `tokens` tokens of which `sampled` are sampled."""
+        """Causes of these steps, had each computed `tokens` tokens of which `sampled` are sampled, after a draft of `draft_s`."""
         k, decodes = steps["iterations"].astype(float), steps["decodes"]
         head = cost.sampled_causes.take(sampled, axis=1)
         rows = _group_rows(steps, tokens) if isinstance(cost, LockStepCost) else None
@@ -153,6 +154,7 @@ class Walls:
             total += chunk_causes
         if isinstance(cost, LockStepCost) and rows is not None:
             total = cost.complete(total, head, rows, decodes)
+        total[INDEX["draft"]] += draft_s
         requests = decodes + (0 if chunk_causes is None else steps["prefills"])
         host_s = self._preset.host_s(requests) * k
         launch_s = cost.launch_s[chunk_causes is not None][tokens if rows is None else rows.own] * k
