@@ -188,6 +188,35 @@ def test_an_even_pipeline_has_the_smallest_bubble() -> None:
     assert 10 * even.walls_ms_per_token["pipeline_bubble"] < slow.walls_ms_per_token["pipeline_bubble"]
 
 
+def test_a_prompt_in_several_stages_at_once_is_one_prefill() -> None:
+    """Chunk after chunk enters the first stage while those before are in the next: the prompt takes from first to last once."""
+    found = run(scenario(4, requests=1, output_tokens=8, engine={"max_num_batched_tokens": 128, "max_num_seqs": 64}))
+    chunks = found.steps["prefills"] > 0
+    begin_s, took_s = found.steps["start_s"][chunks], found.steps["first_s"][chunks]
+    assert list(found.steps["prefill_tokens"][chunks]) == [128] * 4
+    assert (begin_s[1:] < begin_s[:-1] + took_s[:-1]).all()
+    prefill_s = begin_s[-1] + took_s[-1] - begin_s[0]
+    assert found.walls_ms_per_token["prefill"] == pytest.approx(prefill_s / 8 * 1e3, rel=EXACT)
+    assert found.walls_ms_per_token["interference"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_pipelines_beside_replicas_of_other_lengths_keep_their_own_numbers(first: int) -> None:
+    """Three lanes each, of which a replica uses as many as it has stages; requests of the one are not those of the other."""
+    pools = [
+        {"name": "a", "replicas": 2, "pipeline_parallel_size": first},
+        {"name": "b", "replicas": 2, "pipeline_parallel_size": 3},
+    ]
+    asked = scenario(1, requests=24, cluster={"nodes": 3}, deployment={"pools": pools, "router": "round_robin"})
+    found = run(asked)
+    assert found.lanes == 3
+    numbers = [*range(first), *range(3, 3 + first), *range(6, 12)]
+    assert sorted(set(found.steps["replica"])) == numbers
+    assert list(np.bincount(found.requests["replica"] // 3)) == [6, 6, 6, 6]
+    cut = run(asked.with_overrides({"workload.time_limit": "50 ms"}))
+    assert list(np.bincount(cut.requests["replica"] // 3)) == [6, 6, 6, 6]
+
+
 # --- between stages -----------------------------------------------------------------------------------------------------
 
 

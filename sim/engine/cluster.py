@@ -277,7 +277,7 @@ class Cluster:
         """Records what was in flight when the clock stopped, and what was never sent."""
         for seq, replica in self._in_flight.items():
             replica.write_back(seq)
-            self.recorder.request(seq, replica.index, float("nan"), CUT, self._exit_s)
+            self.recorder.request(seq, replica.lane, float("nan"), CUT, self._exit_s)
         for seq in self._homeless:
             self.recorder.request(seq, -1, float("nan"), CUT, self._exit_s)
         for replica in dict.fromkeys([*self.replicas, *self._in_flight.values()]):

@@ -104,8 +104,10 @@ class Fleet:
     def start(self, done: Callable[[Sequence, float], None], moved: Callable[[Sequence, Replica], None]) -> None:
         """Builds the replicas; `done` is told of every request that is over, `moved` of one that goes to another replica."""
         self._groups = groups = {id(pool): LockStepGroup(self.env) for pool in self.pools if pool.lock_step}
+        lanes_each = max(pool.sharding.pipeline for pool in self.pools)  # replicas of fewer stages leave numbers out
         for index, cost in enumerate(self.costs):
             replica = self._replica(index, cost, done)
+            replica.lane = index * lanes_each
             self.replicas.append(replica)
             if isinstance(replica, Replica):
                 self.wires.listen(index, replica)
@@ -206,7 +208,7 @@ class Fleet:
         """`policy` with the host cache of the replica's pool, whose fetches are recorded."""
 
         def fetched(seq: Sequence, sent_s: float, tokens: int) -> None:
-            self.recorder.fetches.append((seq.id, index, sent_s, self.env.now, tokens))
+            self.recorder.fetches.append((seq.id, self.replicas[index].lane, sent_s, self.env.now, tokens))
             replica = self.replicas[index]
             assert isinstance(replica, Replica)
             replica.nudge()

@@ -67,11 +67,12 @@ class PipelineReplica:
     ) -> None:
         self.env = env
         self.index = index
+        self.lane = index * len(schedulers)
         self.scheduler = schedulers[0]
         self.outstanding = 0
         self._cost = cost
         self._stages = stages
-        self._lanes = [Lane(index * len(schedulers) + i, s, self._lane_ends) for i, s in enumerate(schedulers)]
+        self._lanes = [Lane(i, s, self._lane_ends) for i, s in enumerate(schedulers)]
         self._free_s = [0.0] * len(self._stages)
         """When each stage has let its last batch go."""
         self._host_free_s = 0.0
@@ -125,7 +126,7 @@ class PipelineReplica:
             seq.gap_since_s = now_s
         for seq in scheduler.update():
             self.outstanding -= 1
-            self._recorder.request(seq, lane.index, now_s, FINISHED, self._exit_s)
+            self._recorder.request(seq, self.lane + lane.index, now_s, FINISHED, self._exit_s)
             self._on_finish(seq, now_s)
         lane.batch = None
         self._at_boundary = False
@@ -221,11 +222,11 @@ class PipelineReplica:
                 table.append((step, len(events)))
         windows = (*batch.window_tokens, *batch.window_growth) or (0, 0) * len(self._cost.windows)
         recorder.steps.append((
-            lane.index, lane.start_s, 1, now_s - lane.start_s, 0.0, batch.decodes, batch.context_tokens, batch.sampled,
-            *lane.held, *windows,
+            self.lane + lane.index, lane.start_s, 1, now_s - lane.start_s, 0.0, batch.decodes, batch.context_tokens,
+            batch.sampled, *lane.held, *windows,
         ))  # fmt: skip
         recorder.num_steps += 1
 
     def _irregular(self, lane: Lane, seq: Sequence, now_s: float) -> None:
-        self._recorder.gaps.append((seq.id, lane.index, seq.gap_since_s, now_s))
+        self._recorder.gaps.append((seq.id, self.lane + lane.index, seq.gap_since_s, now_s))
         seq.gap_since_s = NEVER

@@ -35,7 +35,7 @@ class Replica:
         "_alike", "_async", "_at_boundary", "_at_end", "_batch", "_before", "_call_at", "_cost", "_disturbances", "_due",
         "_exit_s", "_first_s", "_fluid", "_fruitless", "_growth_s", "_incoming", "_layered", "_leaps", "_no_windows", "_observer",
         "_on_finish", "_pack_step", "_planned", "_recorder", "_start_s", "_stretch", "_write_step", "at_boundary",
-        "env", "hand_over", "index", "outstanding", "scheduler",
+        "env", "hand_over", "index", "lane", "outstanding", "scheduler",
     )  # fmt: skip
 
     def __init__(
@@ -54,7 +54,7 @@ class Replica:
         observer: Callable[[VllmScheduler, Batch, int], None] | None = None,
     ) -> None:
         self.env = env
-        self.index = index
+        self.index = self.lane = index
         self.scheduler = scheduler
         self.outstanding = 0
         """Requests that were sent here and are not over."""
@@ -285,7 +285,7 @@ class Replica:
             if self.hand_over is not None and seq.generated_tokens < seq.output_tokens:
                 self.hand_over(seq, self, now_s)
                 continue
-            self._recorder.request(seq, self.index, now_s, FINISHED, self._exit_s)
+            self._recorder.request(seq, self.lane, now_s, FINISHED, self._exit_s)
             self._on_finish(seq, now_s)
 
     def _note(self, batch: Batch, now_s: float) -> None:
@@ -359,7 +359,7 @@ class Replica:
             self._observer(scheduler, batch, planned)
         pool = scheduler.pool
         self._write_step(self._pack_step(
-            self.index, self._start_s, planned, self._first_s, self._growth_s, batch.decodes, batch.context_tokens,
+            self.lane, self._start_s, planned, self._first_s, self._growth_s, batch.decodes, batch.context_tokens,
             batch.sampled, len(scheduler.running), len(scheduler.waiting), pool.usable_blocks - pool.free,
         ))  # fmt: skip
         if self._no_windows:
@@ -393,5 +393,5 @@ class Replica:
                     self._irregular(seq, now_s)
 
     def _irregular(self, seq: Sequence, now_s: float) -> None:
-        self._recorder.gaps.append((seq.id, self.index, seq.gap_since_s, now_s))
+        self._recorder.gaps.append((seq.id, self.lane, seq.gap_since_s, now_s))
         seq.gap_since_s = NEVER

@@ -23,6 +23,8 @@ class ServingReplica(Protocol):
     """What router and cluster need of a replica."""
 
     index: int
+    lane: int
+    """The number under which it is recorded: that of its first batch in flight among those of all replicas."""
     outstanding: int
 
     @property

@@ -118,9 +118,20 @@ class Latency:
         place, known = self._places(self._chunks["request"])
         if len(own_s):
             known = known & (self._steps["start_s"][step] < self._first_s[place] - self._tick_s)
-            np.add.at(own_s, place[known], self._walls.duration_s[step[known]])
-            lane[place[known]] = self._steps["replica"][step[known]]
+            place, step = place[known], step[known]
+            np.add.at(own_s, place, self._walls.duration_s[step])
+            if self._walls.lanes > 1:
+                self._count_once(own_s, place, step)
+            lane[place] = self._steps["replica"][step]
         return own_s, lane
+
+    def _count_once(self, own_s: Floats, place: NDArray[np.int64], step: NDArray[np.int64]) -> None:
+        """Takes from `own_s` the time in which the chunk before was in flight too, in another stage of the pipeline."""
+        start_s = self._steps["start_s"][step]
+        order = np.lexsort((start_s, place))
+        place, start_s, end_s = place[order], start_s[order], (start_s + self._walls.duration_s[step])[order]
+        twice_s = np.where(place[1:] == place[:-1], np.maximum(end_s[:-1] - start_s[1:], 0.0), 0.0)
+        np.subtract.at(own_s, place[1:], twice_s)
 
     def _fetch_s(self) -> tuple[Floats, Floats]:
         """Seconds in which blocks of each request came from host memory, (before, after) it was first scheduled."""
