@@ -281,6 +281,12 @@ def test_a_pool_with_stages_is_refused() -> None:
         simulate(scenario(decode={"pipeline_parallel_size": 2}))
 
 
+@pytest.mark.parametrize("scheduler", ["orca", "static"])
+def test_memory_reserved_whole_cannot_be_handed_over(scheduler: str) -> None:
+    with pytest.raises(InputError, match=f"engine.scheduler: got {scheduler} with prefill and decode apart"):
+        simulate(scenario(engine={"scheduler": scheduler}))
+
+
 @pytest.mark.parametrize("granularity", ["leap", "step"])
 @pytest.mark.parametrize("cut_s", [0.2, 0.777, 1.5, 2.2])
 def test_a_run_that_is_cut_has_whole_tokens(cut_s: float, granularity: str) -> None:

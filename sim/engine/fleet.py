@@ -23,6 +23,7 @@ from sim.engine.lock_step import LockStepGroup, LockStepPricing, LockStepRank
 from sim.engine.pipeline import PipelineReplica
 from sim.engine.policies import Policy, find_policy
 from sim.engine.policies.host_tier import HostTier, prefill_alone, with_host_tier
+from sim.engine.policies.reserved import ReservingPool
 from sim.engine.policies.swap import SwapScheduler, host_link, host_times
 from sim.engine.pricing import StagePricing
 from sim.engine.recorder import Recorder
@@ -282,6 +283,10 @@ class Fleet:
         receivers, senders = [], {}
         for replica, (pool, _), ranks in zip(self.replicas, self.members, names, strict=True):
             assert isinstance(replica, Replica)
+            if isinstance(replica.scheduler.pool, ReservingPool):
+                where, asked = f"{self.scenario.where}: engine.scheduler", self.scenario.engine.scheduler
+                problem = f"got {asked} with prefill and decode apart: KV memory reserved whole cannot be handed over"
+                raise InputError(where, problem, "use vllm, or replicas that do both")
             if pool.role == "decode":
                 receivers.append((replica, ranks))
             else:
