@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sim.errors import InputError
 from sim.model.activation import activation_peak_bytes
 from sim.model.balance import CONTEXT_IN_BUDGET, CONTEXT_OUTSIDE_BUDGET, GIB, MemoryLedger, MemoryOptions
-from sim.model.kv_layout import kv_bytes_of_sequence, kv_bytes_per_token, kv_layout
+from sim.model.kv_layout import kv_bytes_per_token, kv_layout
 from sim.model.memory import ledger, ledger_dict
 from sim.model.precision import Precision, resolve_precision
 from sim.model.sharding import Sharding, legal_tensor_sizes
@@ -68,17 +68,17 @@ def test_kv_a_token_grows_eightfold_under_mha() -> None:
     gqa, mha = load_model("llama-3-70b"), load_model("llama-3.1-70b-mha")
     assert kv_bytes_per_token(gqa, BF16) == 327_680 == 0.3125 * 2**20
     assert kv_bytes_per_token(mha, BF16) == 2.5 * 2**20
-    assert kv_bytes_of_sequence(gqa, BF16, 32 * 1024) == 10 * GIB
-    assert kv_bytes_of_sequence(mha, BF16, 32 * 1024) == 80 * GIB
-    assert kv_bytes_of_sequence(gqa, BF16, 128 * 1024) == 40 * GIB
-    huge = kv_bytes_of_sequence(mha, BF16, 128 * 1024)
+    assert 32 * 1024 * kv_bytes_per_token(gqa, BF16) == 10 * GIB
+    assert 32 * 1024 * kv_bytes_per_token(mha, BF16) == 80 * GIB
+    assert 128 * 1024 * kv_bytes_per_token(gqa, BF16) == 40 * GIB
+    huge = 128 * 1024 * kv_bytes_per_token(mha, BF16)
     assert huge == 320 * GIB
     assert round(huge / 1e9, 1) == 343.6
     assert math.ceil(huge / 80e9) == 5  # the article says four
 
 
 def test_64_users_of_2k_run_out_of_memory_on_two_cards() -> None:
-    kv_bytes = 64 * kv_bytes_of_sequence(load_model("llama-3-70b"), BF16, 2048)
+    kv_bytes = 64 * 2048 * kv_bytes_per_token(load_model("llama-3-70b"), BF16)
     assert kv_bytes == 40 * GIB
     found = deploy("llama-3-70b", 2, accounting="nominal", longest_sequence_tokens=2048, concurrency=64)
     assert round((found.weights_bytes + kv_bytes) / 1e9, 1) == 184.1
@@ -295,7 +295,8 @@ def test_the_balance_sums_up_and_the_answer_is_true(name: str, tensor: int, toke
     blocks = found.layout.blocks_of_sequence(tokens)
     assert found.fits == (blocks <= found.usable_blocks and all(not row.shortfall_bytes for row in found.per_gpu))
     assert found.max_sequences * blocks <= found.usable_blocks < (found.max_sequences + 1) * blocks
-    assert blocks * found.layout.block_bytes >= found.layout.bytes_of_sequence(tokens)
+    kept_bytes = sum(group.bytes_per_token * group.kept_tokens(tokens) for group in found.layout.groups)
+    assert blocks * found.layout.block_bytes >= kept_bytes
 
 
 def test_nothing_is_suggested_where_everything_fits() -> None:
@@ -307,15 +308,15 @@ def test_nothing_is_suggested_where_everything_fits() -> None:
 
 def test_sliding_layers_hold_their_window_only() -> None:
     model = load_model("gpt-oss-20b")  # 24 layers of 2 KiB a token, every other one with a window of 128
-    assert kv_bytes_of_sequence(model, BF16, 100) == 100 * 49_152
-    assert kv_bytes_of_sequence(model, BF16, 10_000) == 24_576 * (10_000 + 128)
     layout = kv_layout(model, BF16, Sharding(), 0, 16)
-    assert layout.asymptotic_bytes_per_token == 24_576
+    assert {group.reach: group.bytes_per_token for group in layout.groups} == {128: 24_576, None: 24_576}
+    assert [group.kept_tokens(100) for group in layout.groups] == [100, 100]
+    assert sorted(group.kept_tokens(10_000) for group in layout.groups) == [128, 10_000]
     assert (layout.layers_per_block, layout.block_bytes) == (12, 16 * 24_576)
     assert layout.blocks_of_sequence(128) == 8 + 8
     assert layout.blocks_of_sequence(1600) == 100 + 8 + 1
     mistral = kv_layout(load_model("mistral-7b"), BF16, Sharding(), 0, 16)
-    assert mistral.bytes_of_sequence(4096) == mistral.bytes_of_sequence(100_000)
+    assert mistral.blocks_of_sequence(4097) == mistral.blocks_of_sequence(100_000) == 256 + 1
 
 
 def test_a_hybrid_model_holds_more_tokens_in_longer_sequences() -> None:

@@ -43,11 +43,6 @@ class KvLayout:
         return sum(group.bytes_per_token for group in self.groups)
 
     @property
-    def asymptotic_bytes_per_token(self) -> float:
-        """Bytes one more token takes in a sequence longer than every window."""
-        return sum(group.bytes_per_token for group in self.groups if group.reach is None)
-
-    @property
     def layers_per_block(self) -> int:
         return min(group.layers for group in self.groups)
 
@@ -56,10 +51,6 @@ class KvLayout:
         """Bytes of one block."""
         layer_bytes = max(group.bytes_per_token / group.layers for group in self.groups)
         return self.block_size * self.layers_per_block * layer_bytes
-
-    def bytes_of_sequence(self, tokens: int) -> float:
-        """Bytes that a sequence of `tokens` holds, without the rounding to blocks."""
-        return sum(group.bytes_per_token * group.kept_tokens(tokens) for group in self.groups)
 
     def blocks_of_sequence(self, tokens: int) -> int:
         """Blocks that a sequence of `tokens` holds; a window that has moved on straddles one block more."""
@@ -90,8 +81,3 @@ def kv_bytes_per_token(model: Transformer, precision: Precision) -> float:
     MLA.
     """
     return kv_layout(model, precision, Sharding(), 0, 1).bytes_per_token
-
-
-def kv_bytes_of_sequence(model: Transformer, precision: Precision, tokens: int) -> float:
-    """Bytes that a sequence of `tokens` takes in the whole, unsharded model: windowed layers hold their window only."""
-    return kv_layout(model, precision, Sharding(), 0, 1).bytes_of_sequence(tokens)

@@ -145,7 +145,7 @@ def resolve_precision(
     base = weights if weights in ("bf16", "fp16") else known.base
     cache = kv_cache or known.kv_cache or base
     asked = None if activation_scales is None else activation_scales == "static"
-    if weights is None or (known.weights is not None and WEIGHT_WORDS[weights].split("_")[0] == _family(known.weights)):
+    if weights is None or (known.weights is not None and _family(WEIGHT_WORDS[weights]) == _family(known.weights)):
         static = known.static_scales if asked is None else asked
         return Precision(known.weights or base, cache, base, known.kept, known.group_size, static)
     return Precision(WEIGHT_WORDS[weights], cache, base, static_scales=asked)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sim.errors import InputError
-from sim.model.shapes import AttentionShape, MlpShape
 from sim.model.transformer import LayerGroup, ParameterCounts, Transformer, count_parameters
 
 _LARGEST_TENSOR = 64
@@ -87,19 +86,11 @@ class Sharding:
         """Rows of the embedding and of the head on one rank."""
         return -(-vocab // self.tensor)
 
-    def cut_attention(self, shape: AttentionShape) -> AttentionShape:
-        """What one rank computes of an attention."""
-        return shape.cut(self.tensor)
-
-    def cut_mlp(self, shape: MlpShape) -> MlpShape:
-        """What one rank computes of an MLP."""
-        return shape.cut(self.tensor, self.expert_ranks)
-
     def stage_groups(self, model: Transformer, stage: int) -> list[LayerGroup]:
         """Groups of equal layers of a stage, as one rank holds them."""
         layers = self.stage_layers(len(model.layers), stage)
         return [
-            LayerGroup(self.cut_attention(group.attention), self.cut_mlp(group.mlp), group.count)
+            LayerGroup(group.attention.cut(self.tensor), group.mlp.cut(self.tensor, self.expert_ranks), group.count)
             for group in model.groups(layers.start, layers.stop)
         ]
 

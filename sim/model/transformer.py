@@ -137,12 +137,6 @@ class Transformer:
         """Exact parameter counts by class (multi-token-prediction modules come on top and are not counted)."""
         return count_parameters(self, [(layer.attention, layer.mlp) for layer in self.layers])
 
-    @cached_property
-    def active_parameters(self) -> int:
-        """Parameters that one token passes through, both embeddings and the whole router included."""
-        active = [(x.attention, replace(x.mlp, local_experts=x.mlp.top_k, correction_bias=False)) for x in self.layers]
-        return count_parameters(self, active).total
-
 
 def count_parameters(
     model: Transformer,
