@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.hardware.placement import crossings, place
+from sim.hardware.placement import place
 from sim.hardware.topology import Topology, load_topology
 
 
@@ -61,30 +61,6 @@ def test_a_wrong_placement_is_refused(two: Topology, placement: str | list[str],
 def test_too_few_gpus_are_counted(two: Topology) -> None:
     with pytest.raises(InputError, match="needs 32 GPUs, dgx-h100 has 16"):
         place(two, 8, 2, 2)
-
-
-def test_what_crosses_is_said_in_words(two: Topology) -> None:
-    assert crossings(two, place(two, 8, 1, 2)) == []
-    torn = crossings(two, place(two, 16, 1, 1))
-    assert torn == [
-        "replica 0 stage 0: every all-reduce of its 16 GPUs crosses infiniband between 2 nodes (n0, n1), "
-        "50 GB/s a direction at its slowest edge"
-    ]
-    stages = crossings(two, place(two, 8, 2, 1))
-    assert stages == [
-        "replica 0: the hand-over from stage 0 to 1 crosses infiniband at 50 GB/s a direction (n0.g0 to n1.g0)"
-    ]
-
-
-def test_a_box_without_nvlink_says_so() -> None:
-    box = load_topology("pcie-box-l40s", {})
-    (line,) = crossings(box, place(box, 4, 1, 1))
-    assert "share no NVLink" in line
-
-
-def test_the_trays_of_a_rack_cross_nothing() -> None:
-    rack = load_topology("gb200-nvl72", {})
-    assert crossings(rack, place(rack, 16, 1, 4)) == []
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
-from sim import units
 from sim.errors import InputError, nearest
 from sim.hardware.topology import Topology
-from sim.hardware.topology_language import NETWORK_KINDS
 
 Placement = list[list[list[str]]]
 """GPU names as [replica][pipeline stage][tensor-parallel rank]."""
@@ -47,45 +44,6 @@ def place(
             _WHERE, f"got '{placement}'", f"{nearest(placement, ['pack', 'spread'])} or a list of GPU names"
         )
     return [groups[replica * pipeline : (replica + 1) * pipeline] for replica in range(data)]
-
-
-def crossings(topology: Topology, placement: Placement) -> list[str]:
-    """What this placement makes cross a network or leave NVLink, one sentence each; empty when nothing does."""
-    lines = []
-    for r, stages in enumerate(placement):
-        for s, group in enumerate(stages):
-            line = _group_crossing(topology, group)
-            if line:
-                lines.append(f"replica {r} stage {s}: {line}")
-        for s, (before, after) in enumerate(itertools.pairwise(stages)):
-            kind, rate = _slowest(topology, before[0], after[0])
-            if kind in NETWORK_KINDS:
-                lines.append(
-                    f"replica {r}: the hand-over from stage {s} to {s + 1} crosses {kind} at "
-                    f"{units.format_rate(rate)} a direction ({before[0]} to {after[0]})"
-                )
-    return lines
-
-
-def _group_crossing(topology: Topology, group: list[str]) -> str:
-    nodes = list(dict.fromkeys(topology.node_of[gpu] for gpu in group))
-    if len({topology.domain(gpu) for gpu in group}) == 1:
-        return ""
-    pairs = [_slowest(topology, a, b) for a, b in zip(group, group[1:] + group[:1], strict=True)]
-    kind, rate = min(pairs, key=lambda pair: (pair[0] not in NETWORK_KINDS, pair[1]))
-    if kind in NETWORK_KINDS:
-        return (
-            f"every all-reduce of its {len(group)} GPUs crosses {kind} between {len(nodes)} nodes "
-            f"({', '.join(nodes)}), {units.format_rate(rate)} a direction at its slowest edge"
-        )
-    return f"its {len(group)} GPUs share no NVLink: every all-reduce goes over {kind} at {units.format_rate(rate)} a direction"
-
-
-def _slowest(topology: Topology, a: str, b: str) -> tuple[str, float]:
-    """Kind and bandwidth of the edge that limits the path; a network edge before any other."""
-    edges = [topology.graph.edges[edge] for edge in topology.path(a, b)]
-    worst = min(edges, key=lambda edge: (edge["kind"] not in NETWORK_KINDS, edge["bandwidth_bytes_per_s"]))
-    return str(worst["kind"]), float(worst["bandwidth_bytes_per_s"])
 
 
 def _packed(topology: Topology, size: int, count: int) -> list[list[str]]:
