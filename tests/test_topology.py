@@ -307,7 +307,7 @@ GPU1    NV4    X    SYS   SYS   0-15
 GPU2    SYS   SYS    X    NV4   16-31
 GPU3    SYS   SYS   NV4    X    16-31
 """
-    node = build_topology(read_topo_matrix(text, "a100-pcie-80gb", "nvlink3", "pcie4"), {}, "imported")
+    node = build_topology(read_topo_matrix(text, "a100-pcie-80gb"), {}, "imported")
     assert node.route("n0.g0", "n0.g1").bandwidth_bytes_per_s == 100e9
     assert node.route("n0.g0", "n0.g2").kind in ("pcie4", "socket")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sim.errors import InputError, nearest
+from sim.errors import InputError
 from sim.hardware.gpu import load_gpu
-from sim.hardware.topology_language import NVLINK_KINDS
 from sim.units import parse
 
 _WHERE = "nvidia-smi topo -m"
@@ -24,28 +23,20 @@ _BELOW_ONE_SWITCH = ("PIX", "PXB")
 _ONE_SOCKET = (*_BELOW_ONE_SWITCH, "PHB", "NODE")
 
 
-def read_topo_matrix(text: str, gpu: str, nvlink: str | None = None, pcie: str | None = None) -> dict[str, Any]:
+def read_topo_matrix(text: str, gpu: str) -> dict[str, Any]:
     """A topology of one node, ready for build_topology or a YAML file.
 
     Args:
         text: what `nvidia-smi topo -m` printed.
-        gpu: catalogue name of the GPUs.
-        nvlink: generation of the NVLinks, which the matrix does not tell; that of the GPU if not given.
-        pcie: generation of the PCIe slots; that of the GPU if not given.
+        gpu: catalogue name of the GPUs; it tells the generations of NVLink and PCIe, which the matrix does not.
 
     Raises:
-        InputError: no matrix, or an unknown GPU, entry or generation.
+        InputError: no matrix, or an unknown GPU or entry.
     """
     kind = load_gpu(gpu)
-    if nvlink is None:
-        nvlink = next((name for since, name in reversed(_NVLINK_SINCE.items()) if kind.sm_version >= since), "nvlink2")
-    if pcie is None:
-        rates = {parse(rate, "bytes_per_s", name): name for name, rate in _PCIE_RATE.items()}
-        pcie = rates.get(kind.pcie_bytes_per_s, "pcie5")  # a GPU on NVLink-C2C stands beside slots of PCIe 5
-    if nvlink not in NVLINK_KINDS:
-        raise InputError(_WHERE, f"unknown NVLink generation '{nvlink}'", nearest(nvlink, NVLINK_KINDS))
-    if pcie not in _PCIE_RATE:
-        raise InputError(_WHERE, f"unknown PCIe generation '{pcie}'", nearest(pcie, _PCIE_RATE))
+    nvlink = next((name for since, name in reversed(_NVLINK_SINCE.items()) if kind.sm_version >= since), "nvlink2")
+    rates = {parse(rate, "bytes_per_s", name): name for name, rate in _PCIE_RATE.items()}
+    pcie = rates.get(kind.pcie_bytes_per_s, "pcie5")  # a GPU on NVLink-C2C stands beside slots of PCIe 5
     matrix = _matrix(text)
     gpus = [name for name in matrix if name.startswith("GPU")]
     nics = [name for name in matrix if name not in gpus]
