@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import make_result, random_steps, two_users
 
-from sim.errors import InputError
 from sim.results.gaps import GapPool
-from sim.results.metrics import gap_pool, itls, peak_concurrency, peak_tokens_per_s
+from sim.results.metrics import gap_pool, peak_concurrency, peak_tokens_per_s
 
 # conventions of `vllm bench serve --save-result`, in its order (its date would differ from run to run)
 VLLM_KEYS = [
@@ -120,21 +119,6 @@ def test_warmup_requests_leave_the_latencies_and_their_gaps_leave_the_pool() -> 
     assert summary["mean_itl_ms"] == 375
 
 
-def test_itls_of_one_request() -> None:
-    result = two_users()
-    assert itls(result, 0).tolist() == [0.5, 0.5, 1.0, 0.25]
-    assert itls(result, 1).tolist() == [0.25, 0.5]
-    with pytest.raises(InputError, match="got 5"):
-        itls(result, 5)
-
-
-def test_itls_of_a_preempted_request_are_refused() -> None:
-    result = two_users()
-    result.requests["preemptions"][0] = 1
-    with pytest.raises(InputError, match="preempted"):
-        itls(result, 0)
-
-
 def test_peak_output_tokens_are_counted_in_whole_seconds_since_the_first_arrival() -> None:
     result = two_users()  # tokens at 1, 1.5 | 2.0 | 3.0 3.0 3.25 3.25 3.75
     assert peak_tokens_per_s(result) == 5
@@ -190,7 +174,7 @@ def test_the_way_to_the_client_shifts_stamps_but_no_gap() -> None:
     for name in ("first_token_s", "finish_s"):
         far.requests[name] += 4.0
     far.scenario["workload"]["warmup_requests"] = near.scenario["workload"]["warmup_requests"] = 1
-    assert itls(far, 0).tolist() == itls(near, 0).tolist()
+    assert written_out(gap_pool(far)).tolist() == written_out(gap_pool(near)).tolist()
     assert far.summary["p99_itl_ms"] == near.summary["p99_itl_ms"]
     assert far.summary["mean_ttft_ms"] == near.summary["mean_ttft_ms"] + 4000
     assert far.summary["duration"] == 7.75

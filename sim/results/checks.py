@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.engine.recorder import CUT, FINISHED, REJECTED
 from sim.results.gaps import Floats
-from sim.results.metrics import CUT, FINISHED, REJECTED, in_system, peak_concurrency, segment_s
+from sim.results.metrics import in_system, peak_concurrency, segment_s
 from sim.results.result import Columns
 
 RELATIVE = 1e-9

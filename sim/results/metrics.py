@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import InputError
+from sim.engine.recorder import CUT, FINISHED, REJECTED
 from sim.results.gaps import Floats, GapPool, Ints, expand
 from sim.results.result import Columns, Result
 
@@ -25,7 +25,6 @@ _MOST_SECONDS = 10_000_000
 """Of a run whose tokens are counted in an array of seconds; a longer one (116 days) has mostly empty ones."""
 PERCENTS = (50.0, 90.0, 95.0, 99.0, 99.9)
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
-FINISHED, REJECTED, CUT = 0, 1, 2
 
 
 def summarise(result: Result) -> dict[str, Any]:
@@ -251,26 +250,3 @@ def peak_concurrency(requests: Columns, end_s: float) -> int:
 def in_system(requests: Columns, end_s: float) -> NDArray[np.bool_]:
     """Which requests were ever in the system: arrived before the run ended, and not turned away."""
     return np.asarray((requests["status"] != REJECTED) & (requests["arrival_s"] <= end_s))
-
-
-def itls(result: Result, request: int) -> Floats:
-    """The gaps in seconds between the tokens of the request with this id.
-
-    Raises:
-        InputError: for an unknown id, or a preempted request: the records do not tell which iterations it sat out.
-    """
-    rows = np.flatnonzero(result.requests["id"] == request)
-    if not len(rows):
-        raise InputError("request", f"got {request}, which is not the id of a request of this run")
-    row = {name: column[rows[0]] for name, column in result.requests.items()}
-    if row["preemptions"]:
-        raise InputError("request", f"request {request} was preempted, so its gaps are not whole iterations")
-    steps = result.steps
-    middle = _middle_s(result)
-    end = np.inf if np.isnan(row["finish_s"]) else row["finish_s"]
-    mine = np.flatnonzero((steps["replica"] == row["replica"]) & (middle > row["first_token_s"]) & (middle < end))
-    gaps = [
-        steps["first_s"][mine][segment] + index * steps["growth_s"][mine][segment]
-        for segment, index in expand(np.asarray(steps["iterations"][mine], dtype=np.int64))
-    ]
-    return np.concatenate(gaps)[: max(0, int(row["generated_tokens"]) - 1)] if gaps else np.zeros(0)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import units
-from sim.results.metrics import FINISHED, in_system
+from sim.engine.recorder import FINISHED
+from sim.results.metrics import in_system
 from sim.results.occupancy import mean_over_time, peak
 from sim.results.result import Result
 
