@@ -143,7 +143,6 @@ class _Run:
             oom=self._oom(outcome),
             notes=self._notes(origins, requests, steps, outcome),
             provenance=origins,
-            scenario_object=scenario,
         )
         result.self_checks = run_checks(
             requests,

@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from sim.cost.preset import PRESETS, launches, padded, preset_for, vllm_graph_sizes
+from sim.cost.preset import PRESETS, VLLM_GRAPH_SIZES, launches, padded, preset_for
 from sim.hardware.gpu import load_gpu
 from sim.scenario import Scenario
 from sim.simulate import simulate
@@ -70,9 +70,8 @@ def test_an_older_tensorrt_llm_has_a_server_of_its_own_and_before_1_0_launches_f
 
 
 def test_batches_are_padded_to_the_next_captured_graph():
-    sizes = vllm_graph_sizes()
     tokens = np.array([1, 3, 9, 256, 257, 512, 513, 8192])
-    assert padded(tokens, sizes).tolist() == [1, 4, 16, 256, 272, 512, 513, 8192]
+    assert padded(tokens, VLLM_GRAPH_SIZES).tolist() == [1, 4, 16, 256, 272, 512, 513, 8192]
     assert padded(tokens, ()).tolist() == tokens.tolist()
 
 

@@ -49,7 +49,6 @@ def hottest_share(experts: int, local_experts: int, top_k: int, exponent: float)
     chosen = _inclusion(weight / weight.sum(), top_k)
     random, size = np.random.default_rng(0), -(-experts // local_experts) * local_experts
     loads = np.zeros(size)
-    loads[:experts] = chosen
     most = 0.0
     for _ in range(_PLACEMENTS):
         loads[:experts] = random.permutation(chosen)

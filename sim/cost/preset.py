@@ -108,10 +108,8 @@ class EnginePreset:
         return self.sustained_clock if gpu.sm_version in POWER_BOUND_SM else 1.0
 
 
-def vllm_graph_sizes(limit: int = 512) -> tuple[int, ...]:
-    """vLLM's default capture sizes: 1, 2, 4, then every 8 up to 256, every 16 beyond (vllm/config, cudagraph_capture_sizes)."""
-    return (1, 2, 4, *range(8, min(256, limit + 1), 8), *range(256, limit + 1, 16))
-
+VLLM_GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
+"""Token counts for which vLLM captures CUDA graphs by default (vllm/config, cudagraph_capture_sizes)."""
 
 _IDEAL = EnginePreset(
     name="ideal",
@@ -143,7 +141,7 @@ PRESETS: dict[str, EnginePreset] = {
         exit_s=1e-3,
         async_scheduling=True,
         software="custom",
-        graph_sizes=vllm_graph_sizes(),
+        graph_sizes=VLLM_GRAPH_SIZES,
         launch_layer_s=0.25e-3,
         mixed_graph_tokens=512,
         source="AIC rows of 0.12 and BLIS rows of 0.15.1 on H100; launching and entry assumed (docs/validation.md)",
@@ -159,7 +157,7 @@ PRESETS: dict[str, EnginePreset] = {
         exit_s=1e-3,
         async_scheduling=True,
         software="trtllm",
-        graph_sizes=vllm_graph_sizes(),
+        graph_sizes=VLLM_GRAPH_SIZES,
         launch_layer_s=0.57e-3,
         quantisation="fused",
         fp8_attention=0.35,
@@ -198,7 +196,7 @@ PRESETS: dict[str, EnginePreset] = {
         exit_s=1e-3,
         async_scheduling=True,
         software="shots",
-        graph_sizes=vllm_graph_sizes(),
+        graph_sizes=VLLM_GRAPH_SIZES,
         server_token_s=48e-6,
         launch_layer_s=0.25e-3,
         source="62 runs of SGLang 0.5; its server by the 19,600 tokens/s it reaches; entry by hand, launching assumed",

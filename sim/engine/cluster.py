@@ -67,10 +67,9 @@ class Cluster:
         self._exit_s = exit_s
         self._content = content
         self._progress = progress
-        load = workload
-        self._total = len(load)
-        self._next_turn = None if load.next_turn is None else load.next_turn.tolist()
-        self._labelled = any(column is not None for column in (load.session, load.tenant, load.priority))
+        self._total = len(workload)
+        self._next_turn = None if workload.next_turn is None else workload.next_turn.tolist()
+        self._labelled = any(column is not None for column in (workload.session, workload.tenant, workload.priority))
         self._in_flight: dict[Sequence, ServingReplica] = {}
         self._homeless: list[Sequence] = []
         self._next = chain.from_iterable(self._requests())

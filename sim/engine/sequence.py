@@ -51,8 +51,6 @@ class Sequence:
         max_model_len: int,
         content: Content | None = None,
         session: int = -1,
-        tenant: int = 0,
-        priority: int = 0,
     ) -> None:
         self.id = id
         self.arrival_s = arrival_s
@@ -80,8 +78,8 @@ class Sequence:
         self.content = content
         self.session = session
         """The conversation it belongs to; -1: none."""
-        self.tenant = tenant
-        self.priority = priority
+        self.tenant = 0
+        self.priority = 0
         """Lower goes first, where the policy looks at it."""
         self.blocks: list[int] = []
         self.keyed_blocks = 0

@@ -24,7 +24,7 @@ STEPS_OVER = (0, 11)
 """The last version in which, without chunked prefill, a prompt over the budget is stepped over."""
 
 
-def parse_version(version: str | None, where: str = "engine.version") -> Version:
+def parse_version(version: str | None) -> Version:
     """(major, minor) of a vLLM version; the latest one mirrored if None.
 
     Raises:
@@ -34,10 +34,10 @@ def parse_version(version: str | None, where: str = "engine.version") -> Version
         return LATEST
     found = _numbers(version)
     if found is None:
-        raise InputError(where, f"got '{version}'", "write it like 0.33.0")
+        raise InputError("engine.version", f"got '{version}'", "write it like 0.33.0")
     if found > LATEST:
         problem = f"got '{version}', newer than any vLLM whose rules are known here"
-        raise InputError(where, problem, f"known: {_names(CHECKED)}; leave it out for the newest")
+        raise InputError("engine.version", problem, f"known: {_names(CHECKED)}; leave it out for the newest")
     return found
 
 

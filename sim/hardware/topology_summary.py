@@ -210,6 +210,6 @@ def _shared_words(shared: list[SharedEdge]) -> list[str]:
         more = f" and {len(edges) - 1} like it" if len(edges) > 1 else ""
         lines.append(
             f"shared: {gpus} GPUs of a node need {edges[0].edge[0]} to {edges[0].edge[1]}{more} ({kind}, "
-            f"{units.format_rate(rate)}) for {purpose}: {units.format_rate(rate / gpus)} each"
+            f"{units.format_rate(rate)}) for {purpose}: {units.format_rate(edges[0].each_bytes_per_s)} each"
         )
     return lines

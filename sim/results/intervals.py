@@ -34,13 +34,13 @@ Interval = tuple[float | None, float | None]
 
 
 @cache
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """Student's t that leaves half of 1 - `confidence` on each side, by bisection of the finite sums for whole degrees of
+def student_t(freedom: int) -> float:
+    """Student's t that leaves half of 1 - `CONFIDENCE` on each side, by bisection of the finite sums for whole degrees of
     freedom (Abramowitz and Stegun 26.7.3 and 26.7.4): SciPy takes 0.3 s to import, a run may take less."""
     low, high = 0.0, 1e4
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if _student_within(middle, freedom) < confidence else (low, middle)
+        low, high = (middle, high) if _student_within(middle, freedom) < CONFIDENCE else (low, middle)
     return low
 
 

@@ -69,13 +69,8 @@ class Latency:
         self._first_s = self._mine["first_token_s"] - self._exit_s
         self._finish_s = self._mine["finish_s"] - self._exit_s
 
-    @property
-    def parts_s(self) -> dict[str, Floats]:
-        """Seconds of each of `PARTS` for every finished request, in the order of their ids; they sum to its latency."""
-        return dict(self._parts())
-
     def _parts(self) -> Iterator[tuple[str, Floats]]:
-        """(part, its seconds for every finished request), one after another."""
+        """(part, its seconds for every finished request in the order of ids) of all `PARTS`; they sum to its latency."""
         mine, count = self._mine, len(self._finish_s)
         first_fetch_s, later_fetch_s = self._fetch_s()
         yield "queue", mine["scheduled_s"] - mine["arrival_s"] - self._entry_s - first_fetch_s

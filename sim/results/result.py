@@ -56,8 +56,6 @@ class Result:
     """What a reader must know about where the numbers come from (extrapolations, fits of a relative)."""
     provenance: list[Any] = field(default_factory=list, repr=False)
     """`Origin` of every number that the run rests on (`sim.results.provenance`)."""
-    scenario_object: Any = None
-    """The `Scenario` that was run, for whoever wants more than plain data."""
 
     def __post_init__(self) -> None:
         if self.kv_blocks is None and self.ledger is not None:

@@ -17,16 +17,15 @@ _WIDEST = 7.0
 _MOST_NODES = 2
 
 
-def draw_topology(topology: Topology, path: Path, most_nodes: int = _MOST_NODES) -> None:
+def draw_topology(topology: Topology, path: Path) -> None:
     """Write a drawing of `topology` to `path` (its suffix names the format).
 
-    Args:
-        most_nodes: of a larger cluster only the first so many nodes are drawn, and the drawing says so.
+    Of a larger cluster only the first `_MOST_NODES` nodes are drawn, and the drawing says so.
     """
     from matplotlib.figure import Figure
 
     nodes = list(dict.fromkeys(topology.node_of.values()))
-    shown = set(nodes[:most_nodes])
+    shown = set(nodes[:_MOST_NODES])
     graph = topology.graph
     near = {name for name, node in graph.nodes(data="node") if node in shown}
     fabric = {

@@ -49,7 +49,7 @@ SCALARS = {
 ALIASES = {"goodput": "request_goodput"}
 STATISTICS = ("mean", "median", "std", "min", "max")
 _PERCENTILE = re.compile(r"^p(\d{1,2}(\.\d+)?|100)$")
-_LINE = re.compile(r"^\s*([A-Za-z_][\w.]*)\s*(<=|>=|==|!=|<|>)\s*(\S.*?)\s*$")
+_LINE = re.compile(rf"^\s*([A-Za-z_][\w.]*)\s*({'|'.join(OPERATORS)})\s*(\S.*?)\s*$")
 _EXAMPLE = "write it as `ttft.p99 < 10 min` or `output_throughput >= 1000`"
 
 
