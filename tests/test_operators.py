@@ -112,9 +112,9 @@ def test_experts_are_sliced_by_tp_or_spread_whole_by_ep() -> None:
 
 def test_windowed_and_full_layers_are_separate_attentions() -> None:
     found = of("gpt-oss-20b")
-    assert [(x.window, x.count) for x in found.attentions] == [(128, 12), (None, 12)]
+    assert [(x.reach, x.count) for x in found.attentions] == [(128, 12), (None, 12)]
     assert [gemm.count for gemm in found.gemms if gemm.name == "qkv"] == [24]
-    assert [(x.chunk, x.count) for x in of("llama-4-scout").attentions] == [(8192, 36), (None, 12)]
+    assert [(x.reach, x.count) for x in of("llama-4-scout").attentions] == [(8192, 36), (None, 12)]
 
 
 def test_only_quantised_parts_have_the_quantised_type() -> None:

@@ -164,11 +164,11 @@ class StepCost:
             time = self._decode(attention, rows)
             fixed += attention.count * attention.kernels * time.fixed_s
             before = slopes.get(
-                reach(attention), DecodeSlopes(reach(attention), np.zeros(len(rows)), np.zeros(len(rows)))
+                attention.reach, DecodeSlopes(attention.reach, np.zeros(len(rows)), np.zeros(len(rows)))
             )
             scores_s = self.backend.elementwise(attention.score_bytes_per_pair, 0).memory_s
-            slopes[reach(attention)] = DecodeSlopes(
-                reach(attention),
+            slopes[attention.reach] = DecodeSlopes(
+                attention.reach,
                 before.memory_s + attention.count * (time.memory_s_per_token + scores_s),
                 before.compute_s + attention.count * time.compute_s_per_token,
             )
@@ -198,7 +198,7 @@ class StepCost:
             else:
                 time = self.backend.prefill_attention(
                     tokens, start, attention.heads, attention.kv_heads, attention.head_dim, attention.kv_dtype,
-                    reach(attention),
+                    attention.reach,
                 )  # fmt: skip
             pairs = tokens * start + tokens * (tokens + 1) / 2
             scores_s = self.backend.elementwise(attention.score_bytes_per_pair * pairs, 0).memory_s
@@ -234,11 +234,6 @@ class StepCost:
         return count, float(latency_s[0]), float(bandwidth_s[0])
 
 
-def reach(attention: Attention) -> int | None:
-    """Tokens that a query of this attention can see at most; None for all."""
-    return attention.window if attention.window is not None else attention.chunk
-
-
 def reaches(stages: Items[StageOperators]) -> tuple[int, ...]:
     """The distinct sliding windows (or attention chunks) of some stages, sorted."""
-    return tuple(sorted({w for stage in stages for a in stage.attentions if (w := reach(a)) is not None}))
+    return tuple(sorted({w for stage in stages for a in stage.attentions if (w := a.reach) is not None}))

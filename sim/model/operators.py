@@ -54,8 +54,8 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
-    window: int | None
-    chunk: int | None
+    reach: int | None
+    """Tokens that a query can see at most (sliding window or attention chunk), or None for all."""
     count: int
     kv_dtype: str
     kv_bytes_per_token: float
@@ -279,8 +279,7 @@ class _Builder:
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
-            window=shape.window,
-            chunk=shape.chunk,
+            reach=shape.reach,
             count=count,
             kv_dtype="bf16" if self.precision.kv_cache == "fp16" else self.precision.kv_cache,
             kv_bytes_per_token=shape.kv_elements * self.precision.kv_bytes(shape.head_dim),

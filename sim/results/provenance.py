@@ -189,8 +189,7 @@ def _collect(operators: StageOperators, fp8_attention: float, add: Any) -> None:
     for attention in operators.attentions:
         name = "mla" if attention.kind == "mla" else "attention"
         shape = {"heads": attention.heads} | ({} if name == "mla" else {"head_dim": attention.head_dim})
-        reached = attention.window if attention.window is not None else attention.chunk
-        shape |= {} if reached is None else {"window": reached}
+        shape |= {} if attention.reach is None else {"window": attention.reach}
         prompts = attention.kv_dtype if name == "mla" else prompt_dtype(attention.kv_dtype, fp8_attention)
         add(f"prefill_{name}", prompts, **shape)
         add(f"decode_{name}", attention.kv_dtype, **shape)
