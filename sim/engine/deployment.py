@@ -150,6 +150,10 @@ class Deployment:
             kernel_times=times,
         )  # fmt: skip
 
+    def changed(self, **changes: Any) -> Deployment:
+        """A copy with these fields changed, which prices everything anew."""
+        return replace(self, **changes, _costs={}, _backends=[])
+
     @property
     def gpu_names(self) -> list[str]:
         """Every GPU in use, in the order replica, stage, rank."""

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import networkx as nx
-
 from sim.cost.collective_constants import LinkConstants
 from sim.engine.deployment import Deployment
 from sim.hardware.gpu import Gpu
@@ -40,14 +38,11 @@ class Scaling:
         preset = pool.preset
         times = [field.name for field in fields(preset) if field.name.endswith("_s")]
         slower: dict[str, Any] = {name: getattr(preset, name) * self.host_overhead for name in times}
-        scaled = replace(
-            pool,
+        scaled = pool.changed(
             topology=self._topology(pool.topology),
             preset=replace(preset, **slower),
             link_constants=self._constants(pool.link_constants),
             kernel_times=_product(pool.kernel_times, self.kernel_times),
-            _costs={},
-            _backends=[],
         )
         scaled.gpus = {name: self._gpu(gpu) for name, gpu in pool.gpus.items()}
         return scaled
@@ -72,14 +67,15 @@ class Scaling:
     def _topology(self, topology: Topology) -> Topology:
         if (self.link_bandwidth, self.network_bandwidth, self.network_latency) == (1.0, 1.0, 1.0):
             return topology
-        graph = nx.DiGraph(topology.graph)
-        for _, _, edge in graph.edges(data=True):
-            if edge["kind"] in NETWORK_KINDS:
-                edge["bandwidth_bytes_per_s"] *= self.network_bandwidth
-                edge["latency_s"] *= self.network_latency
+
+        def scale(link: dict[str, Any]) -> None:
+            if link["kind"] in NETWORK_KINDS:
+                link["bandwidth_bytes_per_s"] *= self.network_bandwidth
+                link["latency_s"] *= self.network_latency
             else:
-                edge["bandwidth_bytes_per_s"] *= self.link_bandwidth
-        return replace(topology, graph=graph, _router=None, _table=None)
+                link["bandwidth_bytes_per_s"] *= self.link_bandwidth
+
+        return topology.with_links(scale)
 
     def _constants(self, before: Mapping[str, LinkConstants]) -> Mapping[str, LinkConstants]:
         """What software adds at every step over a network is latency like that of the wires."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,13 @@ class Topology:
                     found[name] = number
                     reached += beside.get(name, [])
         return {gpu: found[gpu] for gpu in self.gpus}
+
+    def with_links(self, change: Callable[[dict[str, Any]], None]) -> Topology:
+        """A copy whose ways are searched anew; `change` edits the attributes of each of its links in place, not the kind."""
+        graph = nx.DiGraph(self.graph)
+        for _, _, link in graph.edges(data=True):
+            change(link)
+        return replace(self, graph=graph, _router=None, _table=None)
 
     def check_gpus(self, names: list[str], where: str) -> None:
         """Raise InputError naming the first of `names` that is no GPU of this cluster."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
-
-import networkx as nx
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from sim.engine.deployment import Deployment
 from sim.hardware.topology import Topology
@@ -49,9 +47,7 @@ class Contender:
         """Seconds of the iteration with every network link's latency or bandwidth times `factor`."""
         deployment = self.deployment
         if factor != 1.0:
-            deployment = replace(
-                deployment, topology=_rewired(deployment.topology, quantity, factor), _costs={}, _backends=[]
-            )
+            deployment = deployment.changed(topology=_rewired(deployment.topology, quantity, factor))
         return float(mean_causes(deployment, self.iterations).sum())
 
 
@@ -129,14 +125,13 @@ def _told(quantity: Quantity, now: float, flips_at: float | None, changed: tuple
 
 def _rewired(topology: Topology, quantity: Quantity, factor: float) -> Topology:
     """`topology` with every network link's latency or bandwidth times `factor`."""
-    graph, name = nx.DiGraph(topology.graph), _ATTRIBUTES[quantity]
-    for _, _, link in graph.edges(data=True):
+    name = _ATTRIBUTES[quantity]
+
+    def change(link: dict[str, Any]) -> None:
         if link["kind"] in NETWORK_KINDS:
             link[name] *= factor
-    return Topology(
-        topology.name, graph, topology.gpus, topology.node_of, topology.gpu_kind, topology.gpu_speed,
-        topology.parameters, topology.calibration, topology.source, topology.overridden,
-    )  # fmt: skip
+
+    return topology.with_links(change)
 
 
 def _flip(lead_s: Callable[[float], float]) -> float | None:
