@@ -15,7 +15,7 @@ from typing import Any
 
 from sim.engine.batch import Batch
 from sim.engine.batching import VllmScheduler
-from sim.engine.sequence import DECODING, FINISHED, Sequence
+from sim.engine.sequence import DECODING, OVER, Sequence
 from sim.engine.versions import limits_for, newer_than_known, pool_for
 from sim.errors import InputError
 from sim.workload.content import SegmentContent
@@ -155,7 +155,7 @@ def first_difference(header: dict[str, Any], lines: list[dict[str, Any]]) -> str
         return f"the recording is complete, but {len(scheduler.running) + len(scheduler.waiting)} requests are left"
     for request in header["requests"]:
         seq = requests[request["id"]]
-        if seq.state != FINISHED:  # a token of it may be in flight where the recording was cut
+        if seq.state != OVER:  # a token of it may be in flight where the recording was cut
             continue
         if (seq.generated_tokens, seq.preemptions) != (request["n_out"], request["n_preempt"]):
             got = f"{seq.generated_tokens} tokens, {seq.preemptions} preemptions"

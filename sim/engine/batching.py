@@ -14,7 +14,7 @@ from itertools import count
 from sim.engine.batch import Batch, SchedulerLimits
 from sim.engine.decode_set import DecodeSet
 from sim.engine.kv_cache import BlockPool, PrefixPool
-from sim.engine.sequence import DECODING, ENDING, FINISHED, PREFILLING, WAITING, Sequence
+from sim.engine.sequence import DECODING, ENDING, OVER, PREFILLING, WAITING, Sequence
 
 NO_HITS: Items[int] = ()
 
@@ -341,7 +341,7 @@ class VllmScheduler:
                 del running[seq]
             else:  # preempted with its last token in flight (A3)
                 self.waiting.remove(seq)
-            seq.state = FINISHED
+            seq.state = OVER
         return finished
 
     def known_before(self, seq: Sequence) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sim.workload.content import Content
 
-WAITING, PREFILLING, DECODING, ENDING, FINISHED = range(5)
+WAITING, PREFILLING, DECODING, ENDING, OVER = range(5)
 NEVER = float("nan")
+"""A time that has not come. It is unequal to itself, so `x != x` asks for it: cheaper in the hot path than `isnan`."""
 
 
 class Sequence:

@@ -18,7 +18,7 @@ from sim.engine.iteration import Pace
 from sim.engine.kv_cache import BlockPool
 from sim.engine.pricing import FOR_EVER, StagePricing
 from sim.engine.replica import Replica
-from sim.engine.sequence import DECODING, ENDING, FINISHED, PREFILLING, WAITING, Sequence
+from sim.engine.sequence import DECODING, ENDING, OVER, PREFILLING, WAITING, Sequence
 
 
 class Acceptance:
@@ -140,7 +140,7 @@ class SpeculativeScheduler(VllmScheduler):
         for seq in finished:
             self.pool.release(seq)
             del self.running[seq]
-            seq.state = FINISHED
+            seq.state = OVER
         return finished
 
     def horizon(self) -> int:

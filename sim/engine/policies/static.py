@@ -9,7 +9,7 @@ from sim.engine.batch import Batch, SchedulerLimits
 from sim.engine.kv_cache import BlockPool
 from sim.engine.policies.prefill_first import PrefillFirst
 from sim.engine.policies.reserved import ReservedDecodes, ReservingPool
-from sim.engine.sequence import FINISHED, Sequence
+from sim.engine.sequence import OVER, Sequence
 
 
 class Static(PrefillFirst):
@@ -45,7 +45,7 @@ class Static(PrefillFirst):
         self._ending = ()
         for seq in finished:
             del self.running[seq]
-            seq.state = FINISHED
+            seq.state = OVER
             self._done.append(seq)
         if not self.running and not self._open:
             for seq in self._done:
