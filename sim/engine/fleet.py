@@ -104,10 +104,11 @@ class Fleet:
 
     def start(self, done: Callable[[Sequence, float], None], moved: Callable[[Sequence, Replica], None]) -> None:
         """Builds the replicas; `done` is told of every request that is over, `moved` of one that goes to another replica."""
+        self._done = done
         self._groups = groups = {id(pool): LockStepGroup(self.env) for pool in self.pools if pool.lock_step}
         lanes_each = max(pool.sharding.pipeline for pool in self.pools)  # replicas of fewer stages leave numbers out
         for index, cost in enumerate(self.costs):
-            replica = self._replica(index, cost, done)
+            replica = self._replica(index, cost)
             replica.lane = index * lanes_each
             self.replicas.append(replica)
             if isinstance(replica, Replica):
@@ -118,31 +119,30 @@ class Fleet:
         if self.disaggregated:
             self._connect(moved)
 
-    def _replica(
-        self, index: int, cost: StepCost | PipelineCost, done: Callable[[Sequence, float], None]
-    ) -> AnyReplica:
-        pool, engine = self.members[index][0], self.scenario.engine
+    def _replica(self, index: int, cost: StepCost | PipelineCost) -> AnyReplica:
         if isinstance(cost, PipelineCost):
-            return self._pipelined(index, cost, done)
-        host = self._host_cache(index)
-        limits, blocks, exit_s = self._limits(pool), self._blocks(pool, host), pool.preset.exit_s
-        policy = find_policy(engine.scheduler, f"{self.scenario.where}: engine.scheduler")
+            return self._pipelined(index, cost)
         if isinstance(cost, SpeculativeCost):
-            return self._speculative(index, cost, limits, blocks, done)
-        if engine.on_kv_full == "swap":
-            return self._swapping(index, cost, limits, blocks, done)
-        if host is not None:
-            policy = self._tiered(policy, index, cost)
-        scheduler = policy(limits, blocks, cost.windows)
+            return self._speculative(index, cost)
+        if self.scenario.engine.on_kv_full == "swap":
+            return self._swapping(index, cost)
+        pool, host = self.members[index][0], self._host_cache(index)
+        policy = self._policy() if host is None else self._tiered(self._policy(), index, cost)
+        scheduler = policy(self._limits(pool), self._blocks(pool, host), cost.windows)
         if pool.lock_step:
-            pricing, group = StagePricing(cost), self._groups[id(pool)]
-            return LockStepRank(group, self.env, index, scheduler, pricing, self.recorder, done, exit_s=exit_s)
-        replica = self._plain(index, scheduler, cost, done)
+            return LockStepRank(
+                self._groups[id(pool)], self.env, index, scheduler, StagePricing(cost), self.recorder, self._done,
+                exit_s=pool.preset.exit_s,
+            )  # fmt: skip
+        replica = self._plain(index, scheduler, cost)
         if isinstance(scheduler, HostTier):
             scheduler.begin_s = replica.begin_s
         return replica
 
-    def _pipelined(self, index: int, cost: PipelineCost, done: Callable[[Sequence, float], None]) -> PipelineReplica:
+    def _policy(self) -> Policy:
+        return find_policy(self.scenario.engine.scheduler, f"{self.scenario.where}: engine.scheduler")
+
+    def _pipelined(self, index: int, cost: PipelineCost) -> PipelineReplica:
         """A replica whose layers are cut into stages, one batch in flight for each of them."""
         self._refuse_in_pipeline()
         pool = self.members[index][0]
@@ -152,20 +152,18 @@ class Fleet:
         hand_overs = [self.wires.hand_over_amounts(index, i, size) for i, size in enumerate(sends)]
         fluid = self.fluid if self._layered(index) else None
         return PipelineReplica(
-            self.env, index, schedulers, cost, stages, self.recorder, done,
+            self.env, index, schedulers, cost, stages, self.recorder, self._done,
             hand_overs=hand_overs, exit_s=pool.preset.exit_s, fluid=fluid,
         )  # fmt: skip
 
-    def _plain(
-        self, index: int, scheduler: VllmScheduler, cost: StepCost, done: Callable[[Sequence, float], None]
-    ) -> Replica:
+    def _plain(self, index: int, scheduler: VllmScheduler, cost: StepCost) -> Replica:
         """A replica of one stage, by itself."""
         pricing, leaps = StagePricing(cost, self._loads(index, 0, cost)), self.scenario.granularity == "leap"
         layered, preset = self._layered(index), self.members[index][0].preset
         served = preset.server_token_s > 0 and not self.disaggregated
         build = partial(StreamingReplica, token_s=preset.server_token_s) if served else Replica
         return build(
-            self.env, index, scheduler, pricing, self.recorder, done,
+            self.env, index, scheduler, pricing, self.recorder, self._done,
             leaps=leaps, layered=layered, exit_s=preset.exit_s, fluid=self.fluid,
         )  # fmt: skip
 
@@ -173,19 +171,12 @@ class Fleet:
         """Whether a replica runs kernel group by kernel group all the time: as asked, or for others on its links."""
         return self.scenario.granularity == "layer" or index in self.wires.sharing
 
-    def _swapping(
-        self,
-        index: int,
-        cost: StepCost,
-        limits: SchedulerLimits,
-        blocks: BlockPool,
-        done: Callable[[Sequence, float], None],
-    ) -> Replica:
+    def _swapping(self, index: int, cost: StepCost) -> Replica:
         """A replica that preempts by swap."""
         (pool, _), scenario = self.members[index], self.scenario
         link = host_link(self.env, pool.topology, self._block_bytes(index), scenario.engine.swap_space_bytes)
-        scheduler = SwapScheduler(limits, blocks, cost.windows, link=link)
-        replica = self._plain(index, scheduler, cost, done)
+        scheduler = SwapScheduler(self._limits(pool), self._blocks(pool), cost.windows, link=link)
+        replica = self._plain(index, scheduler, cost)
         link.on_return = replica.nudge
         return replica
 
@@ -217,28 +208,22 @@ class Fleet:
         prefill_s = prefill_alone(cost, self.scenario.engine.max_num_batched_tokens)
         return with_host_tier(policy, prefill_s, fetched, f"{self.scenario.where}: engine.kv_offloading_size")
 
-    def _speculative(
-        self,
-        index: int,
-        cost: SpeculativeCost,
-        limits: SchedulerLimits,
-        blocks: BlockPool,
-        done: Callable[[Sequence, float], None],
-    ) -> Replica:
-        scheduler = self._speculative_scheduler(index, cost, limits, blocks)
-        exit_s = self.members[index][0].preset.exit_s
-        pricing = SpeculativePricing(cost)
-        return SpeculativeReplica(self.env, index, scheduler, pricing, self.recorder, done, leaps=False, exit_s=exit_s)
+    def _speculative(self, index: int, cost: SpeculativeCost) -> Replica:
+        """A replica that verifies what a draft proposes."""
+        scheduler, pricing = self._speculative_scheduler(index, cost), SpeculativePricing(cost)
+        return SpeculativeReplica(
+            self.env, index, scheduler, pricing, self.recorder, self._done,
+            leaps=False, exit_s=self.members[index][0].preset.exit_s,
+        )  # fmt: skip
 
-    def _speculative_scheduler(
-        self, index: int, cost: SpeculativeCost, limits: SchedulerLimits, blocks: BlockPool
-    ) -> SpeculativeScheduler:
-        scenario = self.scenario
+    def _speculative_scheduler(self, index: int, cost: SpeculativeCost) -> SpeculativeScheduler:
+        scenario, (pool, _) = self.scenario, self.members[index]
         assert scenario.engine.speculative is not None
         random = Random(f"speculation {scenario.workload.seed} {index}")
         acceptance = Acceptance(scenario.engine.speculative.lengths, random)
-        pool = blocks if blocks.caching else HeldBlocks(blocks.usable_blocks, blocks.block_size)
-        return SpeculativeScheduler(limits, pool, cost.windows, acceptance, cost.drafts)
+        counted = self._blocks(pool)
+        blocks = counted if counted.caching else HeldBlocks(counted.usable_blocks, counted.block_size)
+        return SpeculativeScheduler(self._limits(pool), blocks, cost.windows, acceptance, cost.drafts)
 
     def changes(self, entrance: Entrance) -> FleetEvents | None:
         """What happens to the replicas while they serve; None where nothing does."""
@@ -266,13 +251,11 @@ class Fleet:
         return found
 
     def _fresh_scheduler(self, index: int) -> VllmScheduler:
-        """An empty one for a replica that starts anew."""
-        pool, cost = self.members[index][0], self.costs[index]
-        limits, blocks = self._limits(pool), self._blocks(pool)
+        """An empty scheduler for a replica that starts anew."""
+        (pool, _), cost = self.members[index], self.costs[index]
         if isinstance(cost, SpeculativeCost):
-            return self._speculative_scheduler(index, cost, limits, blocks)
-        policy = find_policy(self.scenario.engine.scheduler, f"{self.scenario.where}: engine.scheduler")
-        return policy(limits, blocks, cost.windows)
+            return self._speculative_scheduler(index, cost)
+        return self._policy()(self._limits(pool), self._blocks(pool), cost.windows)
 
     def _loads(self, index: int, stage: int, cost: StepCost) -> Amounts | None:
         return self.wires.amounts(index, stage, cost.operators.all_reduce_bytes_per_token)
