@@ -58,6 +58,12 @@ def simulate(scenario: Scenario, progress: Progress | None = None, scaling: Scal
         InputError: something in the scenario is wrong.
         DoesNotFit: the deployment cannot hold its weights or its longest request; the ledger is in the message.
     """
+    run = prepare(scenario, progress, scaling)
+    return run.result(run.cluster.run(scenario.workload.time_limit_s))
+
+
+def prepare(scenario: Scenario, progress: Progress | None = None, scaling: Scaling | None = None) -> Run:
+    """The run of a scenario before its clock starts; arguments and errors as `simulate`."""
     started_s = time.perf_counter()
     with located(scenario.where):
         workload = scenario.build_workload()
@@ -65,9 +71,9 @@ def simulate(scenario: Scenario, progress: Progress | None = None, scaling: Scal
         _check_budget(scenario, fleet.max_model_len)
         if not fleet.memory.fits:
             raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
-        run = _Run(fleet, workload, progress)
-    outcome = run.cluster.run(scenario.workload.time_limit_s)
-    return run.result(outcome, started_s)
+        run = Run(fleet, workload, progress)
+    run.started_s = started_s
+    return run
 
 
 def _check_budget(scenario: Scenario, max_model_len: int) -> None:
@@ -81,12 +87,14 @@ def _check_budget(scenario: Scenario, max_model_len: int) -> None:
     raise InputError("engine.max_num_batched_tokens", problem, "raise it, or set enable_chunked_prefill: true")
 
 
-class _Run:
+class Run:
     """A fleet and its workload on one clock, and their records turned into a result."""
 
     def __init__(self, fleet: Fleet, workload: Workload, progress: Progress | None) -> None:
         preset = fleet.pools[0].preset
         self.fleet, self.workload, self.memory = fleet, workload, fleet.memory
+        self.started_s = time.perf_counter()
+        """Reading of the host's clock from which the result's wall time counts."""
         scenario, env = fleet.scenario, Clock()
         random, where = Random(f"router {scenario.workload.seed}"), f"{scenario.where}: deployment.router"
         last_turns = workload.last_turns(fleet.max_model_len)
@@ -113,7 +121,7 @@ class _Run:
             return None
         return lambda request: prompts.content(request, engine.block_size)
 
-    def result(self, outcome: Outcome, started_s: float) -> Result:
+    def result(self, outcome: Outcome) -> Result:
         """Columns, walls and self-checks of the finished run."""
         fleet, recorder, preset, scenario = self.fleet, self.recorder, self.fleet.pools[0].preset, self.fleet.scenario
         order_in_time(recorder)
@@ -154,7 +162,7 @@ class _Run:
             fleet.max_model_len,
         )
         result.self_checks.append(latency.check())
-        result.wall_seconds = time.perf_counter() - started_s
+        result.wall_seconds = time.perf_counter() - self.started_s
         return result
 
     def _notes(self, origins: list[Origin], requests: Columns, steps: dict[str, Any], outcome: Outcome) -> list[str]:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.engine.fleet import Fleet
 from sim.engine.fluid import Fluid
 from sim.errors import InputError
 from sim.results.result import Result
 from sim.scenario import Scenario
-from sim.simulate import _Run, simulate
+from sim.simulate import prepare, simulate
 
 EXACT = 1e-9
 PROMPT, OUTPUT = 512, 8
@@ -63,12 +62,6 @@ def run(asked: Scenario) -> Result:
     return found
 
 
-def open_run(asked: Scenario) -> _Run:
-    """A run that has not begun, with all its parts in reach."""
-    load = asked.build_workload()
-    return _Run(Fleet(asked, load), load, None)
-
-
 @contextmanager
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[dict[str, float], float, float]]]:
     """(bytes by edge, seconds alone, latency) of every flow that put bytes on an edge."""
@@ -109,8 +102,8 @@ CASES: dict[str, dict[str, Any]] = {
 def test_tokens_and_blocks_are_conserved(case: str) -> None:
     options = dict(CASES[case])
     options["workload"] = MIXED | options.get("workload", {})
-    begun = open_run(scenario(**options))
-    found = begun.result(begun.cluster.run(None), 0.0)
+    begun = prepare(scenario(**options))
+    found = begun.result(begun.cluster.run())
     assert [check["name"] for check in found.self_checks if not check["held"]] == []
     assert found.status == "done"
     assert found.summary["completed"] == 80
@@ -227,7 +220,7 @@ def test_requests_of_one_token_never_move() -> None:
 
 
 def test_the_sender_keeps_its_blocks_until_the_bytes_have_arrived() -> None:
-    begun = open_run(scenario({"replicas": 8}, cluster={"topology": "cloud-h100-10gbe", "nodes": 2}))
+    begun = prepare(scenario({"replicas": 8}, cluster={"topology": "cloud-h100-10gbe", "nodes": 2}))
     env, pools = begun.cluster.env, [begun.fleet.replicas[i].scheduler.pool for i in (0, 8)]
     moments = []
 
@@ -237,7 +230,7 @@ def test_the_sender_keeps_its_blocks_until_the_bytes_have_arrived() -> None:
             yield env.timeout(1e-3)
 
     env.process(watch())
-    found = begun.result(begun.cluster.run(None), 0.0)
+    found = begun.result(begun.cluster.run())
     first_s = float(found.requests["first_token_s"][0]) - found.exit_s
     arrived_s = first_s + PROMPT * KV_BYTES / 1.25e9
     under_way = [(held, reserved) for now, held, reserved in moments if first_s + 2e-3 < now < arrived_s - 2e-3]

@@ -13,7 +13,7 @@ from sim.engine.fleet_events import weights_s
 from sim.errors import InputError
 from sim.results.result import Result
 from sim.scenario import Scenario
-from sim.simulate import _Run, plan_memory, simulate
+from sim.simulate import Run, plan_memory, prepare, simulate
 
 EXACT = 1e-9
 MIXED = {
@@ -42,11 +42,6 @@ def scenario(events: list[dict[str, Any]] | None = None, data: int = 2, **change
     for section, value in changes.items():
         content[section] = content.get(section, {}) | value if isinstance(value, dict) else value
     return Scenario.from_dict(content)
-
-
-def open_run(asked: Scenario) -> _Run:
-    load = asked.build_workload()
-    return _Run(Fleet(asked, load), load, None)
 
 
 def run(asked: Scenario) -> Result:
@@ -94,8 +89,8 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_request_is_answered_whole(case: str, granularity: str) -> None:
     options = {"events": BLINK} | CASES[case]
-    begun = open_run(scenario(**options).with_overrides({"granularity": granularity}))
-    found = begun.result(begun.cluster.run(None), 0.0)
+    begun = prepare(scenario(**options).with_overrides({"granularity": granularity}))
+    found = begun.result(begun.cluster.run())
     assert [check["name"] for check in found.self_checks if not check["held"]] == []
     assert found.status == "done"
     assert found.summary["completed"] == 150
@@ -216,7 +211,7 @@ def test_replicas_follow_the_load() -> None:
 def test_fewer_requests_a_replica_need_more_replicas() -> None:
     means = []
     for target in (4, 16, 64):
-        begun = open_run(scaled(target_outstanding=target))
+        begun = prepare(scaled(target_outstanding=target))
         end_s = begun.cluster.run(None).end_s
         assert begun.changes is not None
         means.append(begun.changes.mean_replicas(end_s))
@@ -237,9 +232,9 @@ def test_nobody_is_cut_off_by_scaling_down() -> None:
 def test_a_stuck_clock_is_still_found() -> None:
     """A request that can never be admitted does not keep the autoscaler looking for ever."""
     asked = scaled().with_overrides({"engine.num_gpu_blocks_override": 20})
-    begun = open_run(asked)
-    outcome = begun.cluster.run(None)
-    assert outcome.stuck
+    load = asked.build_workload()
+    outcome = Run(Fleet(asked, load), load, None).cluster.run()  # `prepare` would refuse it
+    assert "can never be admitted" in outcome.stuck
 
 
 # --- what makes no sense ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from sim.model.operators import operators
 from sim.results.result import Result
 from sim.results.walls import Walls
 from sim.scenario import Scenario
-from sim.simulate import _Run, simulate
+from sim.simulate import Run, simulate
 from sim.workload.workload import Workload
 
 EXACT = 1e-9
@@ -194,8 +194,8 @@ def test_a_decoding_rank_waits_for_the_prompt_of_another() -> None:
     rows = np.array([[0.0, 64, 40], [0.1, 1000, 2]])
     load = Workload(rows[:, 1].astype(int), rows[:, 2].astype(int), rows[:, 0], None)
     asked = scenario(2, workload={"num_requests": 2})
-    run_ = _Run(Fleet(asked, load), load, None)
-    found = run_.result(run_.cluster.run(None), 0.0)
+    run_ = Run(Fleet(asked, load), load, None)
+    found = run_.result(run_.cluster.run())
     assert all(check["held"] for check in found.self_checks)
     assert sorted(np.unique(found.steps["replica"])) == [0, 1]
     steps, preset = found.steps, run_.fleet.pools[0].preset

@@ -10,13 +10,12 @@ import pytest
 
 from sim.cost.speculation import SpeculativeCost
 from sim.engine.deployment import Deployment
-from sim.engine.fleet import Fleet
 from sim.engine.speculation import Acceptance, HeldBlocks
 from sim.errors import InputError
 from sim.results.result import Result
 from sim.scenario import Scenario
 from sim.scenario.speculative import Speculative
-from sim.simulate import _Run, simulate
+from sim.simulate import prepare, simulate
 
 EXACT = 1e-9
 NEVER = {"num_speculative_tokens": 3, "acceptance_rate": 0.0, "draft_cost": 0.0}
@@ -184,9 +183,8 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_law_holds(case: str) -> None:
     asked = scenario(USUAL, **CASES[case])
-    load = asked.build_workload()
-    begun = _Run(Fleet(asked, load), load, None)
-    found = begun.result(begun.cluster.run(None), 0.0)
+    begun = prepare(asked)
+    found = begun.result(begun.cluster.run())
     assert [check["name"] for check in found.self_checks if not check["held"]] == []
     assert found.status == "done"
     assert (found.preemptions > 0) == (case == "preemption")

@@ -6,7 +6,6 @@ numbers are those of the whole run to the last digit, and the records of all sha
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ import numpy as np
 from sim.engine.cluster import Cluster, Outcome
 from sim.engine.in_time import OrderedTable
 from sim.engine.recorder import Columns, Recorder, Table
-from sim.errors import DoesNotFit, InputError
+from sim.errors import InputError
 from sim.scenario import Scenario
+from sim.simulate import Run, prepare
 from sim.studies.executor import Workers
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sim.engine.sequence import Sequence as Request
     from sim.engine.serving import ServingReplica
     from sim.results.result import Result
-    from sim.simulate import _Run
 
 BLIND_ROUTERS = ("round_robin", "random", "session_hash")
 """Routers whose choice depends on nothing but the order of arrivals, or the number of a conversation."""
@@ -88,8 +87,7 @@ def simulate_in_shards(scenario: Scenario, workers: Workers, shards: int | None 
         InputError: the replicas depend on each other, so there is nothing to cut.
         DoesNotFit: as `simulate`.
     """
-    started_s = time.perf_counter()
-    run = _prepared(scenario)
+    run = prepare(scenario)
     _refuse_dependent(scenario, run.fleet)
     replicas = len(run.fleet.members)
     count = max(1, min(shards or workers.size, replicas))
@@ -97,33 +95,23 @@ def simulate_in_shards(scenario: Scenario, workers: Workers, shards: int | None 
     futures = [workers.submit(run_shard, scenario.to_dict(), scenario.where, sorted(own)) for own in owners]
     # the arrivals alone, whose events every shard has counted
     idle = _play(run, frozenset())
+    merged = prepare(scenario)
+    merged.started_s = run.started_s
     records = [future.result() for future in futures]
-    merged = _prepared(scenario)
     _fill(merged.recorder, idle, records)
     merged.recorder.preemptions = sum(record.preemptions for record in records)
     events = idle.events + sum(record.events - idle.events for record in records)
     stuck = next((record.stuck for record in records if record.stuck), "")
     outcome = Outcome(max(record.end_s for record in records), events, stuck=stuck)
-    return merged.result(outcome, started_s)
+    return merged.result(outcome)
 
 
 def run_shard(scenario: dict[str, Any], where: str, own: Sequence[int]) -> ShardRecords:
     """Plays the whole workload and keeps the replicas `own`."""
-    return _play(_prepared(Scenario.from_dict(scenario, where)), frozenset(own))
+    return _play(prepare(Scenario.from_dict(scenario, where)), frozenset(own))
 
 
-def _prepared(scenario: Scenario) -> _Run:
-    from sim.engine.fleet import Fleet
-    from sim.simulate import _Run
-
-    workload = scenario.build_workload()
-    fleet = Fleet(scenario, workload)
-    if not fleet.memory.fits:
-        raise DoesNotFit("\n  ".join([f"{scenario.where}: {fleet.memory.reason}", *fleet.memory.suggestions]))
-    return _Run(fleet, workload, None)
-
-
-def _play(run: _Run, own: frozenset[int]) -> ShardRecords:
+def _play(run: Run, own: frozenset[int]) -> ShardRecords:
     cluster = run.cluster
     cluster.router = _ShardRouter(cluster.router, own, cluster)
     outcome = cluster.run()
@@ -167,18 +155,18 @@ def _refuse_dependent(scenario: Scenario, fleet: Fleet) -> None:
     if deployment.router not in BLIND_ROUTERS:
         problem = f"got the router {deployment.router}, which looks at the replicas"
         raise InputError(where, problem, f"use {' or '.join(BLIND_ROUTERS)}, or {hint}")
-    if getattr(deployment, "events", None) or getattr(deployment, "autoscale", None):
+    if deployment.events or deployment.autoscale is not None:
         raise InputError(where, "got replicas that come and go, so that the router has others to choose from", hint)
-    load = fleet_load(scenario)
-    if load:
-        raise InputError(where, f"got {load}, so that arrivals depend on answers", hint)
+    dependence = _dependence(scenario)
+    if dependence:
+        raise InputError(where, f"got {dependence}, so that arrivals depend on answers", hint)
     if workload.time_limit_s is not None or scenario.engine.on_kv_full == "oom":
         raise InputError(where, "got a run that may be cut short for all replicas at once", hint)
-    if fleet.disaggregated or fleet.wires.sharing or any(getattr(pool, "lock_step", False) for pool in fleet.pools):
+    if fleet.disaggregated or fleet.wires.sharing or any(pool.lock_step for pool in fleet.pools):
         raise InputError(where, "got replicas that wait for each other or share links", hint)
 
 
-def fleet_load(scenario: Scenario) -> str:
+def _dependence(scenario: Scenario) -> str:
     """What of the workload makes arrivals at one replica depend on answers of another; empty if nothing does."""
     load = scenario.build_workload()
     if load.arrival_s is None:
