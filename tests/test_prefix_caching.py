@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine_runs import AffineCost, play
 
-from sim.workload.request import HashedPrompts
+from sim.workload.prompts import HashedPrompts
 from sim.workload.traces import read_trace
 from sim.workload.workload import Workload
 

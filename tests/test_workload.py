@@ -11,8 +11,8 @@ from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.scenario.loading import parse_yaml
 from sim.workload import arrivals, lengths
+from sim.workload.prompts import HashedPrompts, SharedPrefixPrompts
 from sim.workload.randomness import PURPOSES, generator
-from sim.workload.request import HashedPrompts, SharedPrefixPrompts
 from sim.workload.workload import think_times
 
 MANY = 200_000

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sim.errors import InputError
 from sim.scenario import workload_spec as specs
 from sim.workload import arrivals, lengths
+from sim.workload.prompts import SharedPrefixPrompts
 from sim.workload.randomness import generator
-from sim.workload.request import SharedPrefixPrompts
 from sim.workload.sessions import SessionPrompts, draw_turns
 from sim.workload.traces import read_trace, scale_rate
 from sim.workload.workload import Workload, think_times

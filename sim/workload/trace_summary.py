@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.workload import servegen, trace_formats
-from sim.workload.request import HashedPrompts
+from sim.workload.prompts import HashedPrompts
 from sim.workload.traces import Trace, read_trace
 
 _QUANTILES = (50, 90, 95, 99)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sim.errors import InputError, nearest
 from sim.workload import servegen, trace_formats
-from sim.workload.request import HashedPrompts
+from sim.workload.prompts import HashedPrompts
 
 
 @dataclass(frozen=True, slots=True)

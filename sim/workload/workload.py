@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from sim.workload.request import Prompts
+from sim.workload.prompts import Prompts
 
 
 @dataclass(frozen=True, slots=True)
