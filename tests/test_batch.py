@@ -19,7 +19,7 @@ from small_engine import busy_engine
 from sim.errors import CheckFailed, ClockStuck, DoesNotFit
 from sim.results.result import Result
 from sim.scenario import Scenario
-from sim.studies.batch import Job, batch_exit_code, comparison, run_many, run_one
+from sim.studies.batch import Job, batch_exit_code, cells, comparison, run_many, run_one
 from sim.studies.executor import open_workers
 
 SCENARIO: dict[str, Any] = {
@@ -170,7 +170,8 @@ def test_the_exit_code_of_a_batch() -> None:
 
 
 def test_the_comparison_has_a_line_a_scenario_and_the_reasons_below() -> None:
-    text = comparison([run_one(job()), run_one(job("tight"))])
+    rows = [run_one(job()), run_one(job("tight"))]
+    text = comparison([(row.name, row.status, row.reason, cells(row.record)) for row in rows])
     lines = text.splitlines()
     assert lines[0].split()[:4] == ["scenario", "status", "load", "GPUs"]
     assert lines[1].split()[:3] == ["good", "done", "stable"]

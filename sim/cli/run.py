@@ -225,6 +225,6 @@ def run_cases(
 
 def study_table(study: Study) -> str:
     """The comparison of all scenarios of a study."""
-    from sim.studies.batch import cells, comparison_of
+    from sim.studies.batch import cells, comparison
 
-    return comparison_of([(e["name"], e["status"], e["reason"], cells(e["record"])) for e in study.entries()])
+    return comparison([(e["name"], e["status"], e["reason"], cells(e["record"])) for e in study.entries()])

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +164,7 @@ def _read(path: Path, where: Where, shape: tuple[str, ...]) -> Table | None:
         return None
     columns = {name: raw[name].to_numpy().astype(np.float64) for name in (*shape, "latency")}
     latency_s = columns.pop("latency") * 1e-3
-    first = _fastest([columns[name] for name in shape], latency_s)
+    first = fastest_rows([columns[name] for name in shape], latency_s)
     parts = path.parts[-3:] if path.parent.name in ("gemm", "attention", "mla", "moe", "quantize") else path.parts[-5:]
     said = " ".join(str(raw[name][0]) for name in origins)
     kept = {name: column[first] for name, column in columns.items()} | {"latency_s": latency_s[first]}
@@ -171,11 +172,11 @@ def _read(path: Path, where: Where, shape: tuple[str, ...]) -> Table | None:
     return Table(kept, "/".join(parts) + (f" ({said})" if said else ""), engine)
 
 
-def _fastest(shape: Sequence[Floats], latency_s: Floats) -> NDArray[np.intp]:
-    """Indices of one row a shape: that of the least latency."""
-    code = np.zeros(len(latency_s), dtype=np.int64)
+def fastest_rows(shape: Sequence[NDArray[Any]], latency: Floats) -> NDArray[np.intp]:
+    """Indices of one row for each shape, that of the least latency; `shape` holds the columns that name a shape."""
+    code = np.zeros(len(latency), dtype=np.int64)
     for column in shape:
         _, inverse = np.unique(column, return_inverse=True)
         code = code * (int(inverse.max()) + 1) + inverse
-    order = np.lexsort((latency_s, code))
+    order = np.lexsort((latency, code))
     return order[np.r_[True, np.diff(code[order]) > 0]]

@@ -60,13 +60,18 @@ def record(result: Result, verified: Sequence[Verified] = ()) -> dict[str, Any]:
 
 def to_json(data: Any) -> str:
     """`data` as JSON text with the scalars and arrays of NumPy as plain numbers; not-a-number is refused."""
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False, default=plain_numbers) + "\n"
 
-    def plain(value: Any) -> Any:
-        if hasattr(value, "tolist"):
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
-    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False, default=plain) + "\n"
+def plain_numbers(value: Any) -> Any:
+    """NumPy's scalars and arrays as plain numbers: the `default` of `json.dumps`.
+
+    Raises:
+        TypeError: anything else that JSON does not know.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def write(result: Result, out_dir: Path, verified: Sequence[Verified] = ()) -> None:

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which people with any kind of colour vision can tell apart
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _SKY, _YELLOW, _GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#888888",
-)  # fmt: skip
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#888888")
+"""Okabe and Ito's palette, which people with any kind of colour vision can tell apart."""
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _SKY, _, _GREY = COLOURS
 _CLASS_COLOURS = {
     "weights_bytes": ("weights", _BLUE),
     "activation_bytes": ("activations", _SKY),

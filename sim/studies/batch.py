@@ -266,13 +266,8 @@ def cells(record: dict[str, Any] | None) -> list[str]:
     return ["-" if value is None else form.format(value) for value, form in zip(values, forms, strict=True)]
 
 
-def comparison(rows: Sequence[Row]) -> str:
-    """One line a scenario, and under the table why some are not done."""
-    return comparison_of([(row.name, row.status, row.reason, cells(row.record)) for row in rows])
-
-
-def comparison_of(lines: Sequence[tuple[str, str, str, list[str]]]) -> str:
-    """The comparison from (name, status, reason, cells) of each scenario."""
+def comparison(lines: Sequence[tuple[str, str, str, list[str]]]) -> str:
+    """A line for each scenario from its (name, status, reason, cells), and under the table why some are not done."""
     shown = [[name, status, *row] for name, status, _, row in lines[:SHOWN]]
     text = table(["scenario", "status", *_COLUMNS], shown)
     reasons = [f"{name}: {reason}" for name, _, reason, _ in lines[:SHOWN] if reason]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sim.results.export import plain_numbers
+
 
 class Journal:
     """Entries by key in an append-only file; only the places of the lines are held in memory.
@@ -44,7 +46,7 @@ class Journal:
         """Writes one entry; once this returns, killing the process no longer loses it."""
         self._file.seek(0, 2)
         self._note(entry["key"], entry["final"], self._file.tell())
-        line = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=plain_numbers)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
 
@@ -67,10 +69,3 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's scalars and arrays as plain numbers."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,7 +1,6 @@
-"""Measured kernel tables (NVIDIA aiconfigurator's parquet layout), as arrays in SI units.
+"""Measured kernel tables as the fits read them: every column of a file, its texts too.
 
-What to beware of: latency is in milliseconds; several rows of one shape are several kernels, of which an engine takes the
-fastest; a window_size other than 0 is sliding-window attention; `step` of a decode row is the number of earlier tokens.
+`sim/cost/measured_tables.py` reads the same files for runs, and says what to beware of in them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost.measured_tables import GpuTables
+from sim.cost.measured_tables import GpuTables, fastest_rows
 from sim.errors import InputError
 
 Table = Mapping[str, NDArray[Any]]
@@ -51,12 +50,7 @@ def _read(path: Path, where: Mapping[str, str | int], shape: Sequence[str]) -> T
 
 def _fastest(columns: Table, shape: Sequence[str]) -> Table:
     """One row a shape: that of the least latency; `latency` in ms becomes `latency_s`."""
-    code = np.zeros(len(columns["latency"]), dtype=np.int64)
-    for name in shape:
-        _, inverse = np.unique(columns[name], return_inverse=True)
-        code = code * (int(inverse.max()) + 1) + inverse
-    order = np.lexsort((columns["latency"], code))
-    first = order[np.r_[True, np.diff(code[order]) > 0]]
+    first = fastest_rows([columns[name] for name in shape], columns["latency"])
     table = {
         name: column[first].astype(np.float64) if name in shape else column[first] for name, column in columns.items()
     }

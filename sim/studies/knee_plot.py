@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sim.results.plots import COLOURS
 from sim.studies.capacity import Capacity
-from sim.studies.sweep_plot import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

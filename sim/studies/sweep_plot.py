@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.results.plots import COLOURS
 from sim.studies.estimate import METHOD
 from sim.studies.sweep import GPU_AXIS, USER_AXIS, Axis, Point, pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Okabe and Ito's palette, which people with any kind of colour vision can tell apart
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#888888")
 
 
 def new_figure() -> tuple[Figure, Axes]:

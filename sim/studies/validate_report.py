@@ -78,7 +78,7 @@ def _group(name: str, metric: str, members: Sequence[RowResult]) -> Group | None
     )  # fmt: skip
 
 
-def worst(rows: Sequence[RowResult], count: int = 10) -> list[RowResult]:
+def worst(rows: Sequence[RowResult], count: int) -> list[RowResult]:
     """The counted end-to-end rows with the largest error, as factors either way."""
     counted = [r for r in rows if r.status == SIMULATED and r.kind == "e2e" and r.error is not None and r.error > -1]
     return sorted(counted, key=lambda row: -abs(np.log1p(row.error or 0.0)))[:count]
