@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim import __version__
+from sim.cli.calibrate import register as register_calibrate
 from sim.cli.compare import register as register_compare
 from sim.cli.confidence import register as register_confidence
 from sim.cli.fabric import register as register_fabric
 from sim.cli.look import register as register_look
-from sim.cli.measure import register as register_measure
 from sim.cli.run import register as register_run
 from sim.cli.studies import register as register_studies
+from sim.cli.validate import register as register_validate
 from sim.cli.whatif import register as register_whatif
 from sim.errors import TwoWallsError
 
@@ -36,7 +37,8 @@ register_look(app)
 register_fabric(app)
 register_compare(app)
 register_confidence(app)
-register_measure(app)
+register_calibrate(app)
+register_validate(app)
 register_studies(app)
 register_whatif(app)
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.options import Json, Overrides, load_each, print_json, read_overrides
-from sim.errors import TwoWallsError
+from sim.cli.options import Json, Overrides, load_all, print_json
 
 if TYPE_CHECKING:
     from sim.studies.compare import Compared, Comparison, Slowdown
@@ -32,12 +31,7 @@ def compare(scenarios: Scenarios, json: Json = False, settings: Overrides = None
     """
     from sim.studies.compare import compare as run_comparison
 
-    loaded = []
-    for _, scenario in load_each(scenarios, read_overrides(settings)):
-        if isinstance(scenario, TwoWallsError):
-            raise scenario
-        loaded.append(scenario)
-    found = run_comparison(loaded)
+    found = run_comparison(load_all(scenarios, settings))
     if json:
         print_json(found.as_dict())
     else:

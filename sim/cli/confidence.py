@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.options import Json, Overrides, ScenarioArgument, load_each, load_one, print_json, read_overrides
-from sim.errors import TwoWallsError
+from sim.cli.options import Jobs, Json, Overrides, ScenarioArgument, load_all, load_one, print_json
 
 if TYPE_CHECKING:
     from sim.scenario import Scenario
@@ -20,7 +19,6 @@ Scenarios = Annotated[
 ]
 Count = Annotated[int, typer.Option("--count", "-n", min=2, help="Seeds, from the scenario's own upwards.")]
 Draws = Annotated[int, typer.Option("--draws", min=2, help="Sets of constants.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes at a time; all cores if not given.")]
 SeedsOption = Annotated[
     int, typer.Option("--seeds", min=1, help="Of one scenario: runs with as many seeds, for intervals.")
 ]
@@ -43,12 +41,7 @@ def seeds(
     """
     from sim.studies.seeds import difference, differences_record, table
 
-    loaded = []
-    for _, scenario in load_each(scenarios, read_overrides(settings)):
-        if isinstance(scenario, TwoWallsError):
-            raise scenario
-        loaded.append(scenario)
-    found = [_over_seeds(scenario, count, jobs) for scenario in loaded]
+    found = [_over_seeds(scenario, count, jobs) for scenario in load_all(scenarios, settings)]
     differences = [difference(found[0], other) for other in found[1:]]
     if json:
         against = {"differences": differences_record(differences)} if differences else {}

@@ -19,6 +19,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a key, such as deployment.tensor_parallel_size=4."),
 ]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes at a time; all cores if not given.")]
 ScenarioArgument = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file or a shipped scenario's name.")
 ]
@@ -140,6 +141,16 @@ def load_each(arguments: Sequence[str], overrides: dict[str, object]) -> list[tu
             except TwoWallsError as error:
                 found.append((file.stem, error))
     return found
+
+
+def load_all(arguments: Sequence[str], settings: Sequence[str] | None) -> list[Scenario]:
+    """Every scenario that the arguments name, with `--set` applied; the first that is wrong is raised."""
+    loaded = []
+    for _, found in load_each(arguments, read_overrides(settings)):
+        if isinstance(found, TwoWallsError):
+            raise found
+        loaded.append(found)
+    return loaded
 
 
 def print_json(data: Any) -> None:

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sim.cli.confidence import ErrorBars, SeedsOption, UncertaintyOption, error_bars
-from sim.cli.options import Json, Overrides, folder_to_fill, load_each, print_json, print_json_list, read_overrides, say
+from sim.cli.options import (
+    Jobs,
+    Json,
+    Overrides,
+    folder_to_fill,
+    load_each,
+    print_json,
+    print_json_list,
+    read_overrides,
+    say,
+)
 from sim.errors import InputError, TwoWallsError
 from sim.units import parse
 
@@ -32,7 +42,6 @@ Plots = Annotated[bool, typer.Option("--plots", help="Write figures too (into --
 Granularity = Annotated[
     Literal["leap", "step", "layer"] | None, typer.Option("--granularity", help="Instead of the scenario's own.")
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes at a time; all cores if not given.")]
 Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="Wall time after which a scenario is given up: 30 s.")
 ]

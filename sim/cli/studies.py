@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sim.cli.options import Json, Overrides, ScenarioArgument, load_one, print_json, say
-from sim.cli.run import ExecutorOption, Jobs, Resume, Timeout, open_study, resumable, run_cases, wall_time_s
+from sim.cli.options import Jobs, Json, Overrides, ScenarioArgument, load_one, print_json, say
+from sim.cli.run import ExecutorOption, Resume, Timeout, open_study, resumable, run_cases, wall_time_s
 from sim.errors import InputError
 
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Results folder: ledger, figures, resumable.")]

@@ -14,12 +14,17 @@ from sim.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sim.studies.validate import RowResult
+    from sim.studies.validate_collectives import CollectiveRow
     from sim.studies.validate_report import Group
 
 WORST_ROWS = 10
 COLLECTIVES = Path("collectives")
 KERNELS = Path("../shared/data/kernels")
 """Where the tables lie beside a checkout; the published points lie beside them."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(validate)
 
 
 def validate(
@@ -49,12 +54,10 @@ def validate(
     """Simulate every published measurement of a file as it was made, and print the errors by group."""
     tables = path if path.is_dir() else folder
     if tables is not None or path == COLLECTIVES:
-        from sim.cli.measure import validate_collectives
-
         for option, given in (("--out", out), ("--plot", plot)):
             if given is not None:
                 raise InputError(option, "collectives are printed only", "leave it out, or take --json")
-        validate_collectives(tables or KERNELS, measured, json)
+        _validate_collectives(tables or KERNELS, measured, json)
         return
     from sim.studies.validate import validate as validate_file
     from sim.studies.validate import write_rows
@@ -129,3 +132,59 @@ def _print_worst(rows: Sequence[RowResult]) -> None:
 def _progress(done: int, total: int) -> None:
     if not done % 50 or done == total:
         typer.echo(f"{done} of {total} runs", err=True)
+
+
+# --- collectives ----------------------------------------------------------------------------------------------------
+
+
+def _validate_collectives(folder: Path, measured: Path | None, json: bool) -> None:
+    """Predicted collectives beside measured ones: error by system, software and operation."""
+    from sim.studies.validate_collectives import grouped_errors, published_rows, table_rows
+
+    beside = folder.parent / "measured.csv"
+    rows = table_rows(folder)
+    published = measured or (beside if beside.is_file() else None)
+    other = published_rows(published) if published is not None else []
+    if json:
+        groups = {"groups": grouped_errors(rows), "published": grouped_errors(other)}
+        print_json({name: [asdict(group) for group in found] for name, found in groups.items()})
+        return
+    print(_error_table(rows))
+    if other:
+        print("\nOther software, versions and fabrics, not fitted")
+        print(_error_table(other))
+        print("\nPoint by point, us: measured (predicted)")
+        print(_points(other))
+
+
+def _points(rows: Sequence[CollectiveRow]) -> str:
+    """Measured and predicted microseconds by size, a paragraph for a group of GPUs."""
+    from sim.units import format_bytes
+
+    groups: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: (row.source, row.system, row.op, row.nodes, row.gpus, row.size_bytes)):
+        nodes = f" in {row.nodes} nodes" if row.nodes > 1 else ""
+        name = f"{row.op} among {row.gpus} {row.system}{nodes} ({row.source})"
+        size = format_bytes(row.size_bytes, binary=True)
+        groups.setdefault(name, []).append(f"{size} {1e6 * row.measured_s:.0f} ({1e6 * row.predicted_s:.0f})")
+    return "\n".join(f"{name}\n  {', '.join(points)}" for name, points in groups.items())
+
+
+def _error_table(rows: Sequence[CollectiveRow]) -> str:
+    from sim.results.console import table
+    from sim.studies.validate_collectives import grouped_errors
+
+    header = ["system, software, operation", "n", "median abs", "mean abs", "bias", "p90 abs", "within 25 %"]
+    return table(
+        header,
+        [
+            [group.group, f"{group.n:,}"]
+            + [
+                f"{share:.1%}"
+                for share in (
+                    group.median_abs_error, group.mean_abs_error, group.bias, group.p90_abs_error, group.within_25_percent,
+                )
+            ]
+            for group in [*grouped_errors(rows), *grouped_errors(rows, lambda row: "all")]
+        ],
+    )  # fmt: skip
