@@ -76,6 +76,13 @@ TOTALS = {
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,
     "qwen3-coder-480b-a35b": 480_154_875_392,
+    "baichuan-7b": 7_000_559_616,
+    "baichuan-13b": 13_264_901_120,
+    "bloom-7b1": 7_069_016_064,
+    "falcon3-7b": 7_455_550_464,
+    "falcon3-10b": 10_305_653_760,
+    "granite-3.1-8b": 8_170_848_256,
+    "starcoder2-3b": 3_030_371_328,
     "deepseek-llm-7b": 6_910_365_696,
     "deepseek-coder-6.7b": 6_740_512_768,
     "deepseek-coder-33b": 33_342_991_360,
@@ -149,6 +156,10 @@ BILLIONS = {
     "mpt-30b": 30,
     "nemotron-4-340b": 331.6 + 9.4,
     "grok-1": 314,
+    "aya-23-8b": 8.03,
+    "internlm-7b": 7.3,
+    "granite-20b-code": 20.1,
+    "granite-34b-code": 33.7,
 }
 """Where only a rounded total is published."""
 
@@ -301,6 +312,24 @@ WRITTEN = {
     "internlm-20b": ("InternLM-20B",),
     "nemotron-4-340b": ("nvidia/Nemotron-4-340B-Instruct",),
 }
+
+
+ODDLY_WRITTEN = {
+    "Meta Llama 3 70B Instruct": "llama-3-70b",
+    "llama31-8b": "llama-3.1-8b",
+    "Llama 2 (7B)": "llama-2-7b",
+    "amd/Llama-2-70b-chat-hf-WMXFP4-AMXFP4-KVFP8-Scale-UINT8-MLPerf-GPTQ": "llama-2-70b",
+    "Mixtral 8x7B (46.7B)": "mixtral-8x7b",
+    "DeepSeek R1 (671B)": "deepseek-r1",
+    "deepseek-r1-671b": "deepseek-r1",
+    "Qwen2.5-7B-Instruct-Q4_K_M.gguf": "qwen2.5-7b",
+    "internlm/internlm2-chat-20b": "internlm2-20b",
+}
+
+
+@pytest.mark.parametrize(("written", "name"), ODDLY_WRITTEN.items())
+def test_remarks_and_formats_beside_a_name_do_not_hide_the_model(written: str, name: str) -> None:
+    assert load_model(written).name == name
 
 
 @pytest.mark.parametrize(("written", "name"), [(text, name) for name, texts in WRITTEN.items() for text in texts])

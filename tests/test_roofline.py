@@ -542,3 +542,16 @@ def test_an_engines_own_kernel_splits_the_keys_of_heads_that_share_none() -> Non
     )
     assert alone > 2.5 * read_s
     assert read_s < split < 1.3 * read_s
+
+
+@pytest.mark.parametrize("name", ["a100-sxm-80gb", "h100-sxm", "l40s"])
+def test_int8_by_int8_reads_as_packed_int8_and_multiplies_sooner(name: str) -> None:
+    prices = Roofline(load_gpu(name))
+    few, many = ({dtype: prices.gemm(m, 8192, 8192, dtype) for dtype in ("int8", "int8_wo")} for m in (1.0, 8192.0))
+    assert few["int8"].memory_s == pytest.approx(few["int8_wo"].memory_s, rel=0.15)
+    assert many["int8"].total_s < 0.8 * many["int8_wo"].total_s
+
+
+def test_where_no_tensor_core_takes_int8_it_is_unpacked() -> None:
+    prices = Roofline(load_gpu("b300-sxm"))
+    assert prices.gemm(8192.0, 8192, 8192, "int8").compute_s == prices.gemm(8192.0, 8192, 8192, "int8_wo").compute_s

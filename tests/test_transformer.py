@@ -222,12 +222,12 @@ def test_quantization_sections_of_all_tools(section: dict[str, object], weights:
     assert (found.base, found.weights, found.kv_cache) == ("fp16", weights, kv_cache)
 
 
-def test_int8_activations_are_refused_rather_than_mispriced() -> None:
-    groups = {"group_0": {"weights": {"num_bits": 8, "type": "int"}, "input_activations": {"num_bits": 8}}}
-    with pytest.raises(InputError, match="activations to int8"):
-        parse_quantization(
-            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups}}, "c"
-        )
+def test_int8_activations_make_the_weights_more_than_packed() -> None:
+    group: dict[str, object] = {"weights": {"num_bits": 8, "type": "int"}}
+    section = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    assert parse_quantization({"quantization_config": section}, "c").weights == "int8_wo"
+    group["input_activations"] = {"num_bits": 8}
+    assert parse_quantization({"quantization_config": section}, "c").weights == "int8"
 
 
 def test_no_quantization_means_the_base_type() -> None:

@@ -13,6 +13,7 @@ WEIGHT_BYTES: Mapping[str, float] = {
     "fp8": 1.0,
     # one fp32 scale a 128 x 128 block (DeepSeek-V3 technical report, section 3.3)
     "fp8_block": 1.0 + 4 / (128 * 128),
+    "int8": 1.0,
     "int8_wo": 1.0,
     # one fp16 scale a group of 128 (GPTQ and AWQ checkpoints)
     "int4_wo": 0.5 + 2 / 128,
@@ -22,7 +23,13 @@ WEIGHT_BYTES: Mapping[str, float] = {
 }
 """Bytes of one weight with its scales; a quantised activation has the same, a weight-only format keeps bf16 ones."""
 
-ARITHMETIC: Mapping[str, str] = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "mxfp4": "mxfp4"}
+ARITHMETIC: Mapping[str, str] = {
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "int8": "int8",
+    "nvfp4": "fp4",
+    "mxfp4": "mxfp4",
+}
 """Formats with a tensor-core rate of their own; the others multiply in bf16. 'fp4' is NVIDIA's tensor cores, 'mxfp4' is AMD's, of
 CDNA 4: engines multiply mxfp4 there, and on NVIDIA's unpack it but in experts (sim/cost/fits.py)."""
 
@@ -30,7 +37,7 @@ Quantisation = Literal["dynamic", "static", "fused", "none"]
 """How an activation comes into its format. dynamic: a kernel looks for the largest element of each token, and partial sums are
 scaled. static: scales are known in advance, and a kernel passes over the activations. fused: known, the kernel that writes them
 quantises them, and the engine tried its kernels when it was built (TensorRT-LLM). none: they come quantised (a bare kernel)."""
-STATIC_SCALES = frozenset({"fp8", "nvfp4"})
+STATIC_SCALES = frozenset({"fp8", "int8", "nvfp4"})
 """Formats whose scales may be known in advance; that of a block is of its own largest element."""
 
 KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0}

@@ -78,11 +78,12 @@ class Roofline:
         self.tuned_reads = tuned_reads
 
     def constants(self, kind: str, dtype: str) -> Constants:
-        """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it."""
+        """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it. Nobody measured int8
+        by int8: it has the shares of fp8, as many bits through the same tensor cores."""
         if self.ideal:
             return IDEAL
         by_dtype = self.gpu.kernels.get(kind, {})
-        fit = by_dtype.get(dtype) or by_dtype.get("bf16")
+        fit = by_dtype.get(dtype) or by_dtype.get("fp8" if dtype == "int8" else "bf16") or by_dtype.get("bf16")
         if fit is None:
             raise InputError(f"gpus/{self.gpu.name}.yaml: kernels.{kind}", "has no fitted constants")
         return fit.constants

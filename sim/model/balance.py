@@ -235,7 +235,7 @@ def _row(
     )
 
 
-_NOMINAL_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8_wo": 1.0}
+_NOMINAL_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "int8_wo": 1.0}
 """Bytes of a weight on the back of an envelope, scales forgotten; the 4-bit types take 0.5."""
 
 

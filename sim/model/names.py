@@ -11,7 +11,7 @@ _SUFFIX = re.compile(
     r"instruct|chat|it|base|hf|thinking|original|preview|turbo|v0\.\d|2407|2507|2501|0324|0528|0905"
     # checkpoint formats
     r"|(?:(?:nv|mx)?fp4|fp8)(?:-v\d)?|bf16|fp16|int4|int8|w\d+a\d+(?:kv\d+)?|w4afp8|awq|gptq|bnb|[48]bit|g128|block|dynamic"
-    r"|kv|quantized"
+    r"|kv|quantized|gguf|q\d(?:_[01k](?:_[sml])?)?|w?mxfp4|amxfp4|kvfp8|scale|uint8|mlperf"
     # MLPerf: share of the reference's accuracy, and the scenario's variant
     r"|99(?:\.9)?|interactive"
     r")$"
@@ -26,8 +26,15 @@ def keys_of(name: str) -> Iterator[str]:
     apart: "nvidia/Llama-3.1-8B-Instruct-FP8", "Meta-Llama-3.1-8B" and "llama 3.1 8b" share a key, OPT-1.3B and
     OPT-13B do not.
     """
-    text = without_owner(name).lower().removeprefix("meta-")
+    text = re.sub(r"^meta[- ]", "", without_owner(name).lower())
     text = re.sub(r"(?<=llama)[-_ ]?v(?=\d)", "", text)  # "LLaMA-v3-8B"
+    text = re.sub(r"(?<=llama)([23])(?=[123][-_ ])", r"\1.", text)  # "llama31-8b"
+    without_remark = re.sub(r"\s*\(.*?\)", "", text)
+    for spelling in dict.fromkeys((re.sub(r"\s*[()]\s*", " ", text).strip(), without_remark)):  # "Llama 2 (7B)"
+        yield from _ever_shorter(spelling)
+
+
+def _ever_shorter(text: str) -> Iterator[str]:
     while True:
         yield re.sub(r"[-_.: ]", "", re.sub(r"(?<=\d)[-_.: ]+(?=\d)", "/", text))
         shorter = _SUFFIX.sub("", text)

@@ -22,12 +22,14 @@ WEIGHT_WORDS = {
     "fp16": "fp16",
     "fp8": "fp8",
     "fp8_block": "fp8_block",
+    "w8a8": "int8",
     "int8": "int8_wo",
     "int4": "int4_wo",
     "nvfp4": "nvfp4",
     "mxfp4": "mxfp4",
 }
-"""What a user writes -> the resolved name. int8 and int4 are weight-only: the arithmetic stays bf16."""
+"""What a user writes -> the resolved name. int8 and int4 are weight-only: the arithmetic stays bf16; w8a8 multiplies
+int8 by int8 (SmoothQuant)."""
 
 KV_WORDS = ("bf16", "fp16", "fp8", "int8", "int4", "nvfp4")
 
@@ -57,7 +59,7 @@ class Precision:
     """The types a deployment runs with, all resolved."""
 
     weights: str
-    """bf16, fp16, fp8 (a scale a channel), fp8_block (a scale per 128 x 128), int8_wo, int4_wo, nvfp4 or mxfp4."""
+    """bf16, fp16, fp8 (a scale a channel), fp8_block (a scale per 128 x 128), int8, int8_wo, int4_wo, nvfp4 or mxfp4."""
     kv_cache: str
     base: str = "bf16"
     """Type of the parts in `kept`, and of activations between kernels."""
@@ -87,7 +89,7 @@ class Precision:
 def weight_bytes(name: str, fan_in: int, group_size: int = 128) -> float:
     """Bytes an element of weight type `name` takes, scales included.
 
-    fp8: one float32 scale a channel. fp8_block: one float32 scale per 128 x 128 block (DeepSeek-V3 config.json).
+    fp8, int8: one float32 scale a channel. fp8_block: one float32 scale per 128 x 128 block (DeepSeek-V3 config.json).
     int8_wo: one 16-bit scale a channel. int4_wo: a 16-bit scale and a 4-bit zero point a group (AWQ, GPTQ layouts).
     nvfp4: an 8-bit scale per 16 elements (hf_quant_config.json of modelopt). mxfp4: an 8-bit scale per 32 elements
     (OCP Microscaling Formats v1.0).
@@ -97,6 +99,7 @@ def weight_bytes(name: str, fan_in: int, group_size: int = 128) -> float:
         "fp16": 2.0,
         "fp8": 1.0 + 4.0 / fan_in,
         "fp8_block": 1.0 + 4.0 / (128 * 128),
+        "int8": 1.0 + 4.0 / fan_in,
         "int8_wo": 1.0 + 2.0 / fan_in,
         "int4_wo": 0.5 + 2.5 / group_size,
         "nvfp4": 0.5 + 1.0 / 16,
@@ -129,7 +132,7 @@ def resolve_precision(
 
     Args:
         checkpoint: from `Transformer.quantization`.
-        weights: bf16, fp16, fp8, fp8_block, int8, int4, nvfp4, mxfp4, or None.
+        weights: bf16, fp16, fp8, fp8_block, w8a8, int8, int4, nvfp4, mxfp4, or None.
         kv_cache: bf16, fp16, fp8, int8, int4, nvfp4, or None.
         where: file and key path, for error messages.
         activation_scales: dynamic, static, or None.
@@ -257,13 +260,9 @@ def _compressed_tensors(quantization: Mapping[str, Any], where: str) -> tuple[st
     weights = groups[0].get("weights") or {}
     bits, kind = int(weights.get("num_bits") or 0), str(weights.get("type"))
     group_size = int(weights.get("group_size") or 128)
-    if (bits, kind) == (8, "int") and groups[0].get("input_activations"):
-        raise InputError(
-            where,
-            "quantises activations to int8, which is not modelled",
-            "set precision.weights to int8 (weight-only) or fp8",
-        )
     names = {(8, "float"): "fp8", (8, "int"): "int8_wo", (4, "int"): "int4_wo"}
+    if groups[0].get("input_activations"):
+        names[(8, "int")] = "int8"
     names[(4, "float")] = "nvfp4" if group_size == 16 else "mxfp4"
     if (bits, kind) not in names:
         raise InputError(where, f"has {bits}-bit {kind} weights", "allowed: 8-bit float, 8-bit int, 4-bit int or float")

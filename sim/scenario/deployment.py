@@ -12,7 +12,7 @@ from sim.scenario.fields import Bytes, FilePath, NameOrPath, PositiveDuration, S
 from sim.scenario.fleet import Autoscale, ColdStart, FleetEvent
 from sim.scenario.speculative import Speculative
 
-WeightType = Literal["bf16", "fp16", "fp8", "fp8_block", "int8", "int4", "nvfp4", "mxfp4"]
+WeightType = Literal["bf16", "fp16", "fp8", "fp8_block", "w8a8", "int8", "int4", "nvfp4", "mxfp4"]
 CacheType = Literal["bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
 
 
