@@ -85,6 +85,12 @@ SPELLINGS = {
         ("NVIDIA H100 80GB HBM3", "h100-sxm"),
         ("h100_sxm", "h100-sxm"),
         ("H200-SXM-141GB", "h200-sxm"),
+        ("DGX H100", "h100-sxm"),
+        ("8x H100 80GB SXM5", "h100-sxm"),
+        ("A100 80G SXM4", "a100-sxm-80gb"),
+        ("H800-80G", "h800-sxm"),
+        ("B200 SXM6 192GB", "b200-sxm"),
+        ("RTX Pro 6000 Blackwell Server Edition", "rtx-pro-6000"),
         ("A100-80G", "a100-sxm-80gb"),
         ("A100-SXM4-80GB", "a100-sxm-80gb"),
         ("A100 (4x, NVLink3 fully connected)", "a100-sxm-80gb"),
@@ -106,6 +112,12 @@ def test_names_people_write(written: str, name: str) -> None:
 def test_no_spelling_names_two_gpus() -> None:
     names = [(gpu_module._normal(text), key) for key in gpu_names() for text in [key, *gpu_module._read(key).aliases]]
     assert len(dict(names)) == len(set(names))
+
+
+@pytest.mark.parametrize("written", ["H100-64GB", "H20-141GB", "RTX 4090 D", "RTX 4080 24GB"])
+def test_a_gpu_of_another_memory_or_grade_is_not_taken_for_one_of_the_catalogue(written: str) -> None:
+    with pytest.raises(InputError):
+        load_gpu(written)
 
 
 def test_an_unknown_gpu_is_refused_with_the_nearest_name() -> None:

@@ -6,7 +6,7 @@ One YAML file a GPU in `gpus/`; every number stands there with its unit and its 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,28 @@ SHARED_FITS = Path(__file__).parent / "shared_fits.yaml"
 """Constants that all measured GPUs share, for those that nobody measured."""
 WITHOUT_BF16 = range(60, 80)
 """CUDA compute capabilities x 10 whose tensor cores take 16 bits as fp16 only (CUDA C++ programming guide)."""
+MEMORY_LEEWAY = 0.1
+"""By how much a stated memory may miss the printed one: GB for GiB, or what an early datasheet said (192 GB of a B200's 180)."""
+_NO_OTHER_GPU = frozenset(
+    {
+        "nvidia",
+        "amd",
+        "instinct",
+        "geforce",
+        "tesla",
+        "gpu",
+        "gpus",
+        "dgx",
+        "hgx",
+        "hbm",
+        "hbm2",
+        "hbm2e",
+        "hbm3",
+        "hbm3e",
+    }
+    | {"tensor", "core", "generation", "server", "workstation", "edition", "node", "oam"}
+)
+"""Words beside a GPU's name that say nothing of which it is."""
 ALL_MEASURED = "all measured GPUs"
 """Where a GPU's constants come from if none of its own silicon was measured."""
 
@@ -174,13 +196,40 @@ def _normal(name: str) -> str:
     )
 
 
+def _words(name: str) -> frozenset[str]:
+    """The parts of `name` in whatever order, without those that name no other GPU: "8x H100 80G SXM5" -> {h100, 80gb, sxm}."""
+    text = re.sub(r"\b\d+\s*x\s+|\b\d+x(?=[a-z])|\bx\s?\d+$", "", name.lower().replace("_", " "))
+    text = re.sub(r"(\d+)\s?(?:gb|gib|g)\b", r"\1gb", text)
+    return frozenset(re.sub(r"^sxm\d$", "sxm", part) for part in re.findall(r"[a-z0-9]+", text)) - _NO_OTHER_GPU
+
+
 @lru_cache(maxsize=1)
 def _aliases() -> Mapping[str, str]:
-    names: dict[str, str] = {}
-    for key in gpu_names():
-        for alias in [key, *_read(key).aliases]:
-            names[_normal(alias)] = key
-    return names
+    return {_normal(text): key for text, key in _written()}
+
+
+@lru_cache(maxsize=1)
+def _alias_words() -> Mapping[frozenset[str], str]:
+    return {_words(text): key for text, key in _written()}
+
+
+def _written() -> Iterator[tuple[str, str]]:
+    """Every name and alias of the catalogue, with the GPU that it means."""
+    return ((text, key) for key in gpu_names() for text in (key, *_read(key).aliases))
+
+
+def _by_words(name: str) -> str | None:
+    """The GPU whose name has the words of `name`; a size of memory that no name states must be about that of the GPU."""
+    words, known = _words(name), _alias_words()
+    if words in known:
+        return known[words]
+    sizes = {word for word in words if re.fullmatch(r"\d+gb", word)}
+    key = known.get(words - sizes)
+    if key is None or len(sizes) != 1:
+        return None
+    stated_bytes = float(sizes.pop().removesuffix("gb")) * 1e9
+    printed_bytes = parse(_read(key).memory.value, "bytes", f"gpus/{key}.yaml: memory")
+    return key if abs(stated_bytes / printed_bytes - 1) < MEMORY_LEEWAY else None
 
 
 def gpu_name(name: str, where: str = "gpu") -> str:
@@ -200,6 +249,10 @@ def gpu_name(name: str, where: str = "gpu") -> str:
     for text in (name, bare):
         if _normal(text) in aliases:
             return aliases[_normal(text)]
+    for text in (name, bare):
+        found = _by_words(text)
+        if found is not None:
+            return found
     raise InputError(where, f"got '{name}', which is not in the catalogue", nearest(bare.strip().lower(), gpu_names()))
 
 
@@ -228,7 +281,7 @@ def _load(path: Path) -> Any:
 
 def forget_gpus() -> None:
     """Read every file of the catalogue anew when it is next asked for."""
-    for cache in (load_gpu, _read, _read_shared, _aliases):
+    for cache in (load_gpu, _read, _read_shared, _aliases, _alias_words):
         cache.cache_clear()
 
 
