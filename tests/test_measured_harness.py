@@ -3,7 +3,7 @@
 import pytest
 from measured_row import case
 
-from sim.studies.measured_harness import preset_name
+from sim.studies.measured_engines import engine_of, preset_name
 
 
 def test_a_closed_loop_runs_ten_requests_a_user():
@@ -50,6 +50,32 @@ def test_tensorrt_llm_has_a_preset_for_each_of_its_backends():
     assert eager is not None
     assert eager["engine"]["preset"] == "trtllm"
     assert eager["engine"]["cuda_graphs"] is False
+
+
+@pytest.mark.parametrize(
+    ("written", "preset", "version"),
+    [
+        ("TRT-LLM 0.9", "trtllm-cpp", "0.9"), ("TensorRT LLM 1.1", "trtllm", "1.1"), ("VLLM V1 0.8.5", "vllm", "0.8.5"),
+        ("vLLM (ROCm 6.2)", "vllm", None), ("rocm/vllm 0.6.3", "vllm", "0.6.3"), ("Dynamo 0.4 (TRT-LLM)", "trtllm", None),
+        ("Dynamo 0.4.1 + vLLM v0.10.0", "vllm", "0.10.0"), ("dynamo-sglang", "sglang", None), ("NVIDIA NIM 1.3", "trtllm", None),
+        ("TensorRT 10.2, CUDA 12.4", "trtllm-cpp", None), ("TensorRT-LLM (MLPerf v4.1)", "trtllm-cpp", None),
+        ("TensorRT-LLM (MLPerf v5.1)", "trtllm", None), ("torch.compile", "trtllm-cpp", None),
+    ],
+)  # fmt: skip
+def test_an_engine_is_known_by_its_own_name_and_version(written: str, preset: str, version: str | None):
+    found = engine_of(written)
+    assert (found.preset, found.version, found.relative) == (preset, version, False)
+
+
+def test_an_engine_that_nobody_modelled_has_the_times_of_a_relative_and_says_so():
+    found = case(engine="text-generation-inference 2.0")
+    assert found.scenario is not None
+    assert found.scenario["engine"]["preset"] == "vllm"
+    assert found.scenario["engine"]["async_scheduling"] is False
+    assert "version" not in found.scenario["engine"]
+    assert any("nobody modelled text-generation-inference 2.0" in note for note in found.notes)
+    assert engine_of("MLC-LLM").preset == engine_of("llama.cpp b4000").preset == "trtllm-cpp"
+    assert "known: tensorrtllm" in case(engine="an abacus").reason
 
 
 def test_cycled_prompts_are_found_in_the_prefix_cache():

@@ -9,9 +9,10 @@ from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.simulate import simulate
 from sim.studies.kernel_rows import kernel_prediction
-from sim.studies.load_forms import message_bytes, parse_load
+from sim.studies.load_forms import Load, message_bytes, parse_load
+from sim.studies.measured_precision import precision_of
 from sim.studies.measured_rows import COLUMNS, read_rows, tokens
-from sim.studies.measured_scenarios import cases_of, precision_of
+from sim.studies.measured_scenarios import cases_of
 from sim.studies.validate import run_case, validate
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.csv"
@@ -35,6 +36,17 @@ MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "measured.c
         ("num_tokens=128", "tokens", 128),
         ("4096 tokens/batch", "tokens", 4096),
         ("128 tokens/device", "tokens", 128),
+        ("batch size 64", "static", 64),
+        ("bs=64", "static", 64),
+        ("32 concurrent users", "closed_loop", 32),
+        ("users=32", "closed_loop", 32),
+        ("single stream", "closed_loop", 1),
+        ("max-concurrency 32", "closed_loop", 32),
+        ("4 QPS", "poisson", 4.0),
+        ("request rate: 4", "poisson", 4.0),
+        ("Server target_qps=1,000", "poisson", 1000.0),
+        ("request_rate=inf", "burst", None),
+        ("max throughput", "burst", None),
         ("unknown", "unknown", None),
         ("concurrency=unknown", "unknown", None),
         ("", "blank", None),
@@ -50,6 +62,15 @@ def test_every_form_of_load_is_read(text: str, kind: str, number: float | None):
 def test_stages_come_with_and_without_durations_and_with_a_remark():
     assert parse_load("8 req/s 600 s then 20 req/s 600 s").stages == ((8.0, 600.0), (20.0, 600.0))
     assert parse_load("5 req/s then 10 req/s (rate taken from elsewhere)").stages == ((5.0, None), (10.0, None))
+
+
+def test_requests_are_counted_before_or_behind_a_load():
+    assert parse_load("rate=8 req/s, 1,000 prompts") == Load("poisson", rate=8.0, requests=1000)
+    assert parse_load("1000 requests, rate=inf") == Load("burst", requests=1000)
+    assert parse_load("num_prompts=160, concurrency=16") == Load("closed_loop", count=16, requests=160)
+    counted = case(load="num_prompts=48, concurrency=16").scenario
+    assert counted is not None
+    assert counted["workload"]["num_requests"] == 48
 
 
 def test_messages_and_shapes():
@@ -196,6 +217,9 @@ def test_four_bits_are_each_vendors_own():
         ("FP4", "TensorRT-LLM v0.20", "nvfp4", "fp8"), ("NVFP4", "vllm 0.12.0", "nvfp4", "bf16"),
         ("unknown (blank in source)", "vllm 0.12.0", "bf16", "bf16"), ("", "sglang 0.5.6", "bf16", "bf16"),
         ("int4", "gpt-fast (torch.compile)", "int4", "bf16"), ("bf16, KV fp8", "vllm 0.24.0", "bf16", "fp8"),
+        ("AWQ INT4", "vllm 0.24.0", "int4", "bf16"), ("INT8 (W8A8)", "vllm 0.24.0", "w8a8", "bf16"),
+        ("int8 weight-only", "vllm 0.24.0", "int8", "bf16"), ("W8A8-FP8", "vllm 0.24.0", "fp8", "bf16"),
+        ("FP16, FP8 KV cache", "vllm 0.24.0", "fp16", "fp8"), ("Q4_K_M", "llama.cpp b4000", "int4", "bf16"),
     ],
 )  # fmt: skip
 def test_precision_words(precision: str, engine: str, weights: str, kv_cache: str):
@@ -203,6 +227,19 @@ def test_precision_words(precision: str, engine: str, weights: str, kv_cache: st
     assert found.scenario is not None
     assert found.scenario["precision"] == {"weights": weights, "kv_cache": kv_cache}
     assert any("bf16 assumed" in note for note in found.notes) == (precision in ("", "unknown (blank in source)"))
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "weights"),
+    [
+        ("openai/gpt-oss-120b", "", "mxfp4"), ("openai/gpt-oss-120b", "BF16", "mxfp4"), ("gpt-oss-20b", "FP4", "mxfp4"),
+        ("deepseek-ai/DeepSeek-R1", "unknown (blank in source)", "fp8_block"), ("deepseek-r1", "NVFP4", "nvfp4"),
+        ("Qwen/Qwen2.5-72B-Instruct-AWQ", "", "int4"), ("RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic", "", "fp8"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", "", "w8a8"), ("Qwen/Qwen3-32B", "", "bf16"),
+    ],
+)  # fmt: skip
+def test_what_is_not_stated_is_as_the_checkpoint_has_it(model: str, precision: str, weights: str):
+    assert weights_of(model=model, precision=precision, gpu="H200-SXM-141GB") == weights
 
 
 def test_a_block_scaled_run_is_computed_as_such():

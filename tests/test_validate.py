@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sim.cli import app
+from sim.studies.measured_metrics import metric_in, unit_of
 from sim.studies.measured_rows import COLUMNS
 from sim.studies.validate import INSENSITIVE, SIMULATED, SKIPPED, RowResult, validate, write_rows
 from sim.studies.validate_report import figure, groups, skipped, worst
@@ -181,3 +182,21 @@ def test_rows_are_priced_with_measured_kernels_where_asked(file: Path, monkeypat
     ratio = (measured["a-1"].predicted or 0.0) / (fitted["a-1"].predicted or 1.0)
     assert ratio != 1.0
     assert ratio == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        ("Tokens/s", "tok/s"), ("output tokens/sec", "tok/s"), ("tokens per second", "tok/s"), ("tokens/s/GPU", "tok/s"),
+        ("samples/s", "req/s"), ("queries/s", "req/s"), ("milliseconds", "ms"), ("ms/token", "ms"),
+    ],
+)  # fmt: skip
+def test_units_are_read_in_many_spellings(written: str, same: str) -> None:
+    assert unit_of(written) == unit_of(same)
+
+
+def test_a_unit_may_say_that_a_throughput_is_of_each_gpu() -> None:
+    assert metric_in("output_throughput", "tok/s/GPU") == "output_throughput_per_gpu"
+    assert metric_in("output_throughput_per_gpu", "tok/s/GPU") == "output_throughput_per_gpu"
+    assert metric_in("output_throughput", "tok/s") == "output_throughput"
+    assert metric_in("tpot", "ms") == "tpot"

@@ -19,7 +19,7 @@ import numpy as np
 from sim.cost.kernels import Floats
 from sim.cost.preset import PRESETS
 from sim.errors import InputError, TwoWallsError
-from sim.studies.measured_harness import preset_name
+from sim.studies.measured_engines import preset_name
 from sim.studies.measured_metrics import RunFacts, family, predicted, unit_of
 from sim.studies.measured_rows import MeasuredRow, read_rows
 from sim.studies.measured_scenarios import Case, cases_of

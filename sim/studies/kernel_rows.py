@@ -15,8 +15,8 @@ from sim.hardware.topology import load_topology
 from sim.hardware.topology_language import CalibrationSpec
 from sim.studies.load_forms import message_bytes, parse_load
 from sim.studies.measured_deployments import cluster_of
+from sim.studies.measured_precision import precision_of
 from sim.studies.measured_rows import MeasuredRow, tokens
-from sim.studies.measured_scenarios import precision_of
 
 ENGINES = ("vllm", "trtllm", "sglang")
 """Whose layers, not whose bare kernels, an operator row times."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sim.errors import InputError
@@ -14,10 +14,10 @@ Kind = Literal[
 ]  # fmt: skip
 
 FORMS = (
-    "batch=N, max concurrency/batch=N, concurrency=N, rate=N req/s [Poisson], N req/s [Ns] then M req/s [Ms], "
-    "rate=INF req/s, inf (max throughput), Offline (all samples at once), Server Poisson target_qps=N, "
-    "Interactive Poisson target_qps=N, trace, N requests over S s, message=N UNIT, M=.. K=.. N=.., num_tokens=N, "
-    "N tokens/batch, unknown"
+    "batch=N, max concurrency/batch=N, concurrency=N, N users, single stream, rate=N req/s [Poisson], "
+    "N req/s [Ns] then M req/s [Ms], rate=INF req/s, inf (max throughput), Offline (all samples at once), "
+    "Server Poisson target_qps=N, Interactive Poisson target_qps=N, trace, N requests over S s, message=N UNIT, "
+    "M=.. K=.. N=.., num_tokens=N, N tokens/batch, unknown; before or behind a load N requests"
 )
 """What `parse_load` reads."""
 
@@ -32,7 +32,7 @@ class Load:
     rate: float = 0.0
     """Requests a second of an open loop."""
     requests: int | None = None
-    """Requests sent, where the load says so."""
+    """Requests sent in all, where the load says so."""
     stages: tuple[tuple[float, float | None], ...] = ()
     """(requests a second, seconds or None) one after another."""
     message: tuple[float, str] | None = None
@@ -41,7 +41,14 @@ class Load:
     """(m, n, k) of a matrix product."""
 
 
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
+_IS = r"\s*[=: ]\s*"
+_RATE = r"(?:req(?:uest)?s?/s(?:ec)?|qps|rps)"
+_USERS = r"(?:users?|clients?|streams?|concurrent(?: (?:users?|clients?|requests?|streams?))?)"
+_CALLED = r"(?:(?:max|num)[ _-]?)?(?:concurrency|concurrent(?:[ _](?:users|clients|requests))?|users|clients)"
+_REQUESTS = re.compile(
+    r"(?:(?P<n>\d[\d,]*) (?:requests|prompts|samples)|num[_-]prompts\s*[= ]\s*(?P<m>\d[\d,]*))", re.IGNORECASE
+)
 _STAGE = re.compile(rf"{_NUMBER}\s*req/s(?:\s+{_NUMBER}\s*s)?$")
 
 
@@ -56,10 +63,16 @@ def parse_load(text: str) -> Load:
         match = pattern.fullmatch(bare)
         if match is not None:
             return build(match)
+    parts = [part.strip() for part in re.split(r"[,;](?!\d)", bare)]
+    counts = [_REQUESTS.fullmatch(part) for part in parts]
+    if sum(count is not None for count in counts) == 1 < len(parts):
+        found = next(count for count in counts if count is not None)
+        rest = parse_load(", ".join(part for part, count in zip(parts, counts, strict=True) if count is None))
+        return replace(rest, requests=_count(found["n"] or found["m"]))
     if " then " in bare:
         stages = [_STAGE.match(part.strip()) for part in bare.split(" then ")]
         if all(stages):
-            return Load("stages", stages=tuple((float(m[1]), float(m[2]) if m[2] else None) for m in stages if m))
+            return Load("stages", stages=tuple((_real(m[1]), _real(m[2]) if m[2] else None) for m in stages if m))
     raise InputError("batch_or_concurrency_or_rate", f"got '{text}'", FORMS)
 
 
@@ -75,26 +88,35 @@ def _compile(pattern: str) -> re.Pattern[str]:
 _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Load]], ...] = (
     (_compile(r""), lambda m: Load("blank")),
     (_compile(r"(?:unknown|concurrency=unknown|batch=unknown|large)"), lambda m: Load("unknown")),
-    (_compile(r"batch(?:[ _]size)?\s*=\s*(\d+)"), lambda m: Load("static", count=int(m[1]))),
+    (_compile(rf"(?:static )?(?:batch(?:[ _-]size)?|bs){_IS}(\d+)"), lambda m: Load("static", count=int(m[1]))),
     (
-        _compile(r"max concurrency/batch\s*=\s*(\d+)|(?:max[ _])?concurrency\s*=\s*(\d+)"),
-        lambda m: Load("closed_loop", count=int(m[1] or m[2])),
+        _compile(rf"max concurrency/batch{_IS}(\d+)|{_CALLED}{_IS}(\d+)|(\d+) {_USERS}"),
+        lambda m: Load("closed_loop", count=int(m[1] or m[2] or m[3])),
     ),
-    (_compile(r"(?:request[ _])?rate\s*=\s*inf(?:\s*req/s)?"), lambda m: Load("burst")),
-    (_compile(r"inf(?:\s*\(max throughput\))?|Offline(?:\s*\(all samples at once\))?"), lambda m: Load("burst")),
+    (_compile(r"single[ -]?(?:user|stream|request)"), lambda m: Load("closed_loop", count=1)),
+    (_compile(rf"(?:request[ _-])?rate{_IS}inf(?:inite|inity)?(?:\s*{_RATE})?"), lambda m: Load("burst")),
     (
-        _compile(rf"(?:(?:request[ _])?rate\s*=\s*)?{_NUMBER}\s*req/s(?:\s+Poisson)?|qps\s*=\s*{_NUMBER}"),
-        lambda m: Load("poisson", rate=float(m[1] or m[2])),
+        _compile(
+            r"inf(?:inite|inity)?(?:\s*\(max throughput\))?|max throughput|offline(?:\s*\(all samples at once\))?"
+        ),
+        lambda m: Load("burst"),
+    ),
+    (_compile(r"all(?: requests| prompts)? at once|burst"), lambda m: Load("burst")),
+    (
+        _compile(
+            rf"(?:(?:request[ _-])?rate{_IS})?{_NUMBER}\s*{_RATE}(?:\s+Poisson)?|(?:qps|rps|(?:request[ _-])?rate){_IS}{_NUMBER}"
+        ),
+        lambda m: Load("poisson", rate=_real(m[1] or m[2])),
     ),
     (
         _compile(rf"(?:Server|Interactive)(?:\s+Poisson)?\s+target_qps\s*=\s*{_NUMBER}"),
-        lambda m: Load("poisson", rate=float(m[1])),
+        lambda m: Load("poisson", rate=_real(m[1])),
     ),
     (
         _compile(rf"trace,?\s*([\d,]+) requests over {_NUMBER}\s*s"),
-        lambda m: Load("poisson", rate=_count(m[1]) / float(m[2]), requests=_count(m[1])),
+        lambda m: Load("poisson", rate=_count(m[1]) / _real(m[2]), requests=_count(m[1])),
     ),
-    (_compile(rf"message\s*=\s*{_NUMBER}\s*([A-Za-z]+)"), lambda m: Load("message", message=(float(m[1]), m[2]))),
+    (_compile(rf"message\s*=\s*{_NUMBER}\s*([A-Za-z]+)"), lambda m: Load("message", message=(_real(m[1]), m[2]))),
     (_compile(r"M\s*=\s*\d+\s+(?:K|N)\s*=\s*\d+\s+(?:K|N)\s*=\s*\d+"), _shape),
     (
         _compile(r"best shape MxNxK (\d+)x(\d+)x(\d+)"),
@@ -109,6 +131,10 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Load]], ...] = (
 
 def _count(text: str) -> int:
     return int(text.replace(",", ""))
+
+
+def _real(text: str) -> float:
+    return float(text.replace(",", ""))
 
 
 def message_bytes(amount: float, unit: str, element_bytes: float) -> float:

@@ -9,19 +9,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.errors import InputError
 from sim.hardware.gpu import load_gpu
 from sim.studies.load_forms import Load
+from sim.studies.measured_engines import Engine, engine_of
 from sim.studies.measured_rows import MeasuredRow, tokens
 
-ENGINES = (
-    ("tensorrt-llm", "trtllm"), ("trtllm", "trtllm"), ("lmdeploy", "trtllm-cpp"), ("turbomind", "trtllm-cpp"),
-    ("gpt-fast", "trtllm-cpp"), ("vllm", "vllm"), ("sglang", "sglang"), ("nim", "trtllm"), ("dynamo", "vllm"),
-)  # fmt: skip
-"""Word in `engine+version` -> preset. TurboMind and gpt-fast run captured or C++ loops like TensorRT-LLM."""
-
-PYTORCH_TRTLLM = (0, 20)
-"""TensorRT-LLM's published tables run its PyTorch backend from this version on, compiled engines before (its own pages)."""
 EAGER_TRTLLM = (0, 20)
 """The one whose tables were made without CUDA graphs (README of the folder of measurements)."""
 BENCH_CACHE_SHARE = 0.95
@@ -87,54 +79,40 @@ def harness_of(row: MeasuredRow, load: Load) -> Harness:
     """The harness of an end-to-end row.
 
     Raises:
-        InputError: an engine that nobody modelled.
+        InputError: an engine for which no preset stands.
     """
-    preset = preset_name(row.engine)
+    server = engine_of(row.engine)
+    preset = server.preset
     found = Harness(preset, {"preset": preset, "gpu_memory_utilization": 0.9})
-    if preset == "trtllm" and _version(row.engine) == EAGER_TRTLLM:
+    if preset == "trtllm" and server.release == EAGER_TRTLLM:
         found.engine["cuda_graphs"] = False
+    if server.relative:
+        found.notes.append(f"nobody modelled {row.engine}: times of the preset {preset}")
+        if preset == "vllm":
+            found.engine["async_scheduling"] = False
     found.reserves_whole_sequence = "trt" in row.engine.lower() or "tensorrt" in row.engine.lower()
     if preset == "sglang":
         share = 1 - SGLANG_RESERVE_BYTES / load_gpu(row.gpu).visible_memory_bytes
         found.engine["gpu_memory_utilization"] = round(max(share, 0.5), 3)
     words = f"{row.conditions} {row.engine}".lower()
-    _options(found, row, load, words)
+    _options(found, row, load, words, server)
     _stated(found, row.conditions)
     if load.kind == "static":
         _static(found, load, row)
     return found
 
 
-def preset_name(engine: str) -> str:
-    """The preset of an engine as tables write it.
-
-    Raises:
-        InputError: no preset stands for it.
-    """
-    for word, preset in ENGINES:
-        if word in engine.lower():
-            compiled = preset == "trtllm" and (_version(engine) or PYTORCH_TRTLLM) < PYTORCH_TRTLLM
-            return "trtllm-cpp" if compiled else preset
-    raise InputError("engine+version", f"got '{engine}'", "known: " + ", ".join(word for word, _ in ENGINES))
-
-
-def _version(engine: str) -> tuple[int, int] | None:
-    match = re.search(r"(\d+)\.(\d+)", engine)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
+def _options(found: Harness, row: MeasuredRow, load: Load, words: str, server: Engine) -> None:
     """Defaults of the engine, and of the harness that the source is known to use."""
     engine = found.engine
-    version = re.search(r"(\d+\.\d+[\w.]*)", row.engine)
-    engine["version"] = version[1] if version and found.preset != "ideal" else None
-    if found.preset == "vllm" and "nightly" in words and version is None:
+    engine["version"] = server.version
+    if found.preset == "vllm" and "nightly" in words and server.version is None:
         engine["async_scheduling"] = False
         found.notes.append(
             "a nightly build of vLLM's own dashboard: from before it scheduled asynchronously by default"
         )
     if load.kind == "closed_loop":
-        _closed_loop(found, row, load, words)
+        _closed_loop(found, row, load, words, server)
     if found.preset.startswith("trtllm") and load.kind in ("burst", "poisson"):
         engine["max_num_seqs"] = 2048
     if any(
@@ -146,7 +124,7 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
     found.decodes_last_prompt_token = "turbomind" in words
 
 
-def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> None:
+def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str, server: Engine) -> None:
     """Users who send the next request when the last one is answered."""
     engine = found.engine
     nvidia = row.id.startswith("aic")
@@ -169,7 +147,7 @@ def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str) -> No
         engine["max_num_batched_tokens"] = one_prompt_tokens(sum(tokens(row.isl)), load.count)
         found.notes.append("one prompt beside the decodes of an iteration, as NVIDIA's recipes set the token budget")
     blank = row.precision.lower() in BLANK_PRECISIONS
-    if found.preset == "trtllm" and _version(row.engine) == UNEVEN_TRTLLM and blank and not alike:
+    if found.preset == "trtllm" and server.release == UNEVEN_TRTLLM and blank and not alike:
         engine["max_num_seqs"] = max(load.count - 1, 1)
         found.outputs = UNEVEN_OUTPUTS
         found.notes.append("one place fewer than users and outputs of 0.8 to 1.2 of the nominal: as such runs look")

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 UNITS = {
     "ms": 1e-3, "us": 1e-6, "s": 1.0, "GB/s": 1e9, "TFLOP/s": 1e12, "tok/s": 1.0, "out tok/s": 1.0, "out tok/s/GPU": 1.0,
-    "req/s": 1.0, "GiB": 2.0**30, "blocks of 16 tokens": 16.0, "blocks": 16.0, "tok/s/user": 1.0,
+    "req/s": 1.0, "tok/s/req": 1.0, "ms/tok": 1e-3, "s/tok": 1.0, "GiB": 2.0**30, "blocks of 16 tokens": 16.0,
+    "blocks": 16.0, "tok/s/user": 1.0,
 }  # fmt: skip
 """SI amount of one unit of a measured value; blocks count as their tokens."""
+
+_PER_GPU = re.compile(r"\s*(?:/|per)\s*gpu$")
 
 _LATENCIES = {
     "ttft": "ttft", "first_token_latency": "ttft", "time_to_first_token": "ttft", "tpot": "tpot", "itl": "itl",
     "inter_token_latency": "tpot", "per_token_latency": "itl", "e2e": "e2el", "e2el": "e2el", "request_latency": "e2el",
+    "time_per_output_token": "tpot", "e2e_latency": "e2el", "end_to_end_latency": "e2el",
 }  # fmt: skip
 _STATISTIC = re.compile(r"_(mean|avg|average|median|p\d+(?:\.\d+)?)$")
 _FAMILIES = (
@@ -127,7 +131,11 @@ _WHOLE_RUN: dict[str, Callable[[RunFacts], float]] = {
     "output_throughput_per_gpu": lambda f: f.output_tokens_per_s / f.gpus,
     "total_token_throughput": lambda f: f.total_tokens_per_s,
     "total_token_throughput_per_gpu": lambda f: f.total_tokens_per_s / f.gpus,
+    "output_token_throughput": lambda f: f.output_tokens_per_s,
+    "input_throughput": lambda f: f.total_tokens_per_s - f.output_tokens_per_s,
+    "input_throughput_per_gpu": lambda f: (f.total_tokens_per_s - f.output_tokens_per_s) / f.gpus,
     "request_throughput": lambda f: f.requests_per_s,
+    "request_throughput_per_gpu": lambda f: f.requests_per_s / f.gpus,
     "decode_speed": lambda f: 1 / _tpot_s(f),
     "output_throughput_per_user": lambda f: 1 / _tpot_s(f),
     "achieved_weight_bandwidth_per_gpu": lambda f: f.weights_bytes_per_gpu / _tpot_s(f),
@@ -144,6 +152,20 @@ def unit_of(text: str) -> float:
         InputError: an unknown unit.
     """
     bare = re.sub(r"\s*\((?:RDMA|NVLink)\)", "", text)
-    if bare not in UNITS:
+    if bare in UNITS:
+        return UNITS[bare]
+    short = re.sub(r"\b(?:output|out|generated|total)\s+", "", _PER_GPU.sub("", bare.lower()))
+    short = re.sub(r"\btokens?\b", "tok", re.sub(r"\b(?:requests?|samples?|queries|reqs)\b", "req", short))
+    short = re.sub(r"/sec(?:onds?)?\b", "/s", re.sub(r"\s*(?:/|per)\s*", "/", short))
+    short = {"tps": "tok/s", "rps": "req/s", "qps": "req/s", "seconds": "s", "sec": "s", "milliseconds": "ms"}.get(
+        short, short
+    )
+    if short not in UNITS:
         raise InputError("unit", f"got '{text}'", "known: " + ", ".join(UNITS))
-    return UNITS[bare]
+    return UNITS[short]
+
+
+def metric_in(metric: str, unit: str) -> str:
+    """The metric that a value is of whose unit may say that it is of each GPU."""
+    shared = _PER_GPU.search(unit.lower()) is not None and metric.endswith("_throughput")
+    return f"{metric}_per_gpu" if shared else metric

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from sim.engine.versions import newer_than_known
-from sim.errors import InputError, TwoWallsError
-from sim.hardware.gpu import load_gpu
+from sim.errors import TwoWallsError
 from sim.model.balance import MemoryLedger
 from sim.studies.load_forms import Load, parse_load
 from sim.studies.measured_deployments import cluster_of, deployment_of
 from sim.studies.measured_harness import Harness, harness_of
 from sim.studies.measured_metrics import RunFacts
+from sim.studies.measured_precision import precision_of
 from sim.studies.measured_rows import MeasuredRow, tokens
 
-WEIGHTS = {
-    "bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "half": "fp16", "fp8": "fp8", "int8": "int8",
-    "int4": "int4", "w4a16": "int4", "awq": "int4", "gptq": "int4", "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "mxfp4",
-}  # fmt: skip
 SHAREGPT_TOKENS = (202, 214)
 """Mean prompt and output of ShareGPT as the TensorRT-LLM v0.17 online rows state them; others filter it differently."""
 SHAREGPT_CV = (1.0, 0.8)
@@ -79,6 +74,7 @@ def _case(rows: list[MeasuredRow]) -> Case:
         if load.kind in ("unknown", "blank", "message", "gemm", "tokens"):
             return Case(rows, reason=f"the load '{row.load}' does not say how many requests come")
         harness = harness_of(row, load)
+        harness.num_requests = load.requests or harness.num_requests
         harness.mean_tokens = _means_of(rows)
         last = harness.decodes_last_prompt_token
         case = Case(rows, client_s=harness.client_s, decodes_last_prompt_token=last, notes=harness.notes)
@@ -151,35 +147,6 @@ def _scales(row: MeasuredRow, weights: str) -> dict[str, str]:
     return {"activation_scales": "static"} if row.model.startswith("nvidia/") and weights == "fp8" else {}
 
 
-def precision_of(row: MeasuredRow, harness: Harness | None = None) -> tuple[str, str]:
-    """(weights, KV cache) of a row, in the scenario's words; blank and unknown mean bf16.
-
-    Raises:
-        InputError: a format nobody modelled.
-    """
-    text = row.precision.lower()
-    own = re.split(r"[\s(,/]", re.sub(r"_e4m3fn|_block", "", text))[0]
-    weights = WEIGHTS.get(own)
-    if own == "fp4" and load_gpu(row.gpu).vendor == "AMD":
-        weights = "mxfp4"  # NVIDIA's own format is the other
-    if weights is None and own not in ("", "unknown", "mixed"):
-        raise InputError("precision", f"got '{row.precision}'", "known: " + ", ".join(WEIGHTS))
-    if weights is None:
-        weights = "bf16"
-        if harness is not None:
-            harness.notes.append("precision not stated: bf16 assumed")
-    if weights == "fp8" and "gemm=fp8_block" in row.conditions:
-        weights = "fp8_block"
-    kv = re.search(r"kv[ _](?:cache )?(\w+)", text + " " + row.conditions.lower())
-    stated = WEIGHTS.get(kv[1]) if kv else None
-    if stated == "fp8" and "when weights fp8" in row.conditions.lower() and weights != "fp8":
-        stated = None
-    # NVIDIA's quantised checkpoints bring scales for an fp8 KV cache, which engines then use (hf_quant_config.json)
-    nvidia = harness is None or harness.preset.startswith("trtllm") or row.model.startswith("nvidia/")
-    quantised_kv = nvidia and weights in ("fp8", "nvfp4")
-    return weights, stated or ("fp8" if quantised_kv else "bf16" if weights != "fp16" else "fp16")
-
-
 # --- workload ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,9 +177,7 @@ def _workload(row: MeasuredRow, load: Load, harness: Harness, replicas: int) -> 
         case "poisson":
             workload |= {
                 "arrivals": {"kind": "poisson", "request_rate": load.rate},
-                "num_requests": load.requests
-                or harness.num_requests
-                or max(1000, round(OPEN_LOOP_S * (load.rate or 0))),
+                "num_requests": harness.num_requests or max(1000, round(OPEN_LOOP_S * (load.rate or 0))),
             }
         case _:
             stages = [

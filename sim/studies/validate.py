@@ -11,7 +11,7 @@ from pathlib import Path
 from sim.cost.measured_tables import tables_root
 from sim.errors import TwoWallsError
 from sim.studies.kernel_rows import kernel_prediction
-from sim.studies.measured_metrics import RunFacts, facts_of, is_latency, predicted, unit_of
+from sim.studies.measured_metrics import RunFacts, facts_of, is_latency, metric_in, predicted, unit_of
 from sim.studies.measured_rows import MeasuredRow, read_rows
 from sim.studies.measured_scenarios import Case, cases_of
 
@@ -156,7 +156,8 @@ def _fill(case: Case, facts: RunFacts | str, results: dict[str, RowResult]) -> N
             result.reason = facts
             continue
         try:
-            value = predicted(row.metric, facts, case.before_first_s(facts)) / unit_of(row.unit)
+            metric = metric_in(row.metric, row.unit)
+            value = predicted(metric, facts, case.before_first_s(facts)) / unit_of(row.unit)
         except TwoWallsError as error:
             result.reason = str(error).replace("\n", ";")
             continue
