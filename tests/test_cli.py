@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy() -> None:
         "from sim.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'simpy', 'networkx', 'scipy', 'pyarrow', 'matplotlib', 'pandas', 'joblib'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'simpy', 'networkx', 'scipy', 'pyarrow', 'matplotlib', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -70,7 +70,7 @@ def test_a_run_imports_neither_plots_nor_parquet(tmp_path: Path) -> None:
         "from sim.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'scipy', 'pyarrow', 'matplotlib', 'pandas', 'joblib'} & set(sys.modules)\n"
+        "heavy = {'scipy', 'pyarrow', 'matplotlib', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
