@@ -12,10 +12,10 @@ from sim.engine.clock import Clock
 from sim.engine.cluster import Cluster, Outcome
 from sim.engine.deployment import Deployment
 from sim.engine.fleet import Fleet
-from sim.engine.in_time import order_in_time
 from sim.engine.recorder import REJECTED, Recorder
 from sim.engine.router import make_router
 from sim.engine.scaling import Scaling
+from sim.engine.time_order import order_in_time
 from sim.engine.versions import version_notes
 from sim.errors import DoesNotFit, InputError, located
 from sim.model.transformer import load_model

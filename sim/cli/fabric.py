@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Nodes = Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes; the topology's own number if not given.")]
 GpuKind = Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="Swaps every GPU for this kind.")]
+Software = Annotated[str, typer.Option("--software", help="custom, shots, trtllm, nccl, eager, torch or ideal.")]
 _SWEEP_BYTES = [2.0**power for power in range(8, 31, 2)]
 
 
@@ -90,9 +91,7 @@ def collective(
     nodes: Nodes = None,
     gpu: GpuKind = None,
     placement: Annotated[str, typer.Option("--placement", help="pack (fewest nodes) or spread.")] = "pack",
-    software: Annotated[
-        str, typer.Option("--software", help="custom, shots, trtllm, nccl, eager, torch or ideal.")
-    ] = "custom",
+    software: Software = "custom",
     sweep: Annotated[bool, typer.Option("--sweep", help="Sizes from 256 B to 1 GiB instead of one.")] = False,
     plot: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""The clock of a run: SimPy's queue of events, beside a stream of arrivals that is in order already."""
+"""The clock of a run: SimPy's event queue, and beside it a stream of arrivals that is sorted already."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CALL_PRIORITY = 2
 class Clock(simpy.Environment):
     """A SimPy environment that knows how many events it has seen, and takes arrivals from a sorted stream.
 
-    What is sorted already needs no place in the event queue: an arrival is as cheap as a comparison with the queue's head.
-    The most frequent events, the ends of iterations, stand in the queue as calls: nothing ever waits for them.
+    Arrivals are sorted, so they need no place in the event queue: one costs a comparison with the head of the queue. The most
+    frequent events, the ends of iterations, are in the queue as bare calls, not as SimPy events, for nothing waits for them.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Clock(simpy.Environment):
         self.due_s: float = Infinity
         """When the next arrival is due."""
         self.arrive: Callable[[], None] = _nobody
-        """Lets the arrival that is due happen, and sets `due_s`, which nobody else does meanwhile, to the next one."""
+        """Handles the arrival that is due, and sets `due_s` to the one after; nothing else changes `due_s` during a run."""
         self.arrivals = 0
         self.stopped = False
         """Set by whoever has seen enough: `drain` returns."""
@@ -41,7 +41,7 @@ class Clock(simpy.Environment):
         return min(super().peek(), self.due_s)
 
     def call_at(self, at_s: float, call: Callable[[int], None]) -> int:
-        """Has `call` called at `at_s`, to the last digit, after all else of that instant; returns the number it is told then."""
+        """Calls `call(number)` at exactly `at_s`, after everything else of that instant; returns that number."""
         number = next(self._eid)
         queue: list[Any] = self._queue
         heappush(queue, (at_s, CALL_PRIORITY, number, call))

@@ -49,8 +49,8 @@ def slowed(gpu: Gpu, speed: float) -> Gpu:
     return replace(gpu, hbm_bytes_per_s=gpu.hbm_bytes_per_s * speed, flops_per_s=flops_per_s)
 
 
-def _refuse_what_excludes(scenario: Scenario, sharding: Sharding, role: str) -> None:
-    """Raises InputError for options of the engine that cannot go with this cut of the model."""
+def _refuse_incompatible(scenario: Scenario, sharding: Sharding, role: str) -> None:
+    """Raises InputError for engine options that this cut of the model does not allow."""
     asked, where = scenario.deployment, scenario.where
     lock_step = sharding.expert_parallel and sharding.data > 1
     apart = sharding.pipeline > 1 or lock_step or role != "both"
@@ -102,14 +102,14 @@ class Deployment:
     """What its replicas do: both, prefill or decode."""
     gpu: str | None = None
     """Kind of its GPUs, where it is not the topology's."""
-    _backends: list[MeasuredKernels] = field(default_factory=list)
+    _backends: list[MeasuredKernels] = field(default_factory=list)  # every one made, for provenance
     link_constants: Mapping[str, LinkConstants] = field(default_factory=lambda: CONSTANTS)
     """What the collective libraries add to the wires."""
     kernel_times: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     """Factors on durations by (GPU, kernel kind, dtype): of a calibration, and to draw from the error of constants."""
     calibration: Calibration | None = None
     """The file that the scenario names."""
-    _costs: dict[tuple[object, ...], StepCost | PipelineCost] = field(default_factory=dict)
+    _costs: dict[tuple[object, ...], StepCost | PipelineCost] = field(default_factory=dict)  # by `_signature`
 
     @classmethod
     def of(
@@ -136,7 +136,7 @@ class Deployment:
             asked.enable_expert_parallel,
         )
         sharding.check(model, f"{where}: deployment")
-        _refuse_what_excludes(scenario, sharding, role)
+        _refuse_incompatible(scenario, sharding, role)
         calibration = calibration_of(scenario)
         if topology is None:
             topology = topology_of(scenario)

@@ -71,7 +71,7 @@ class Fluid:
         elif any(capacity.users for capacity in used):
             self._begin_later(activity, latency_s)
         else:
-            # nobody there: latency and work in one timer, taken apart only if somebody comes
+            # no other activity is there: one timer for latency and work, taken apart only if another comes
             self._occupy(activity, now_s + latency_s)
         return activity.done
 

@@ -125,7 +125,9 @@ class Replica:
             if stop == self._planned:
                 self._incoming.append(seq)
                 return
-            if self.at_boundary is not None:  # whoever waits for a boundary may end the leap before the one after
+            if (
+                self.at_boundary is not None
+            ):  # a KV transfer waits for a boundary, and may end the leap before the schedule after next
                 self._incoming.append(seq)
                 self.nudge()
                 return

@@ -229,7 +229,7 @@ class SessionAffinity:
 class SessionHash(_Careless):
     """Every turn of a conversation to one replica, by a hash of the conversation's number; a request alone is one of its own.
 
-    Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4): numbers in a row come evenly over the replicas.
+    Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4): consecutive numbers spread evenly over the replicas.
     """
 
     def choose(self, replicas: list[ServingReplica], seq: Sequence) -> ServingReplica:

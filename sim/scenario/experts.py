@@ -1,4 +1,4 @@
-"""How tokens come over the experts of MoE layers, as a scenario says it."""
+"""How tokens spread over the experts of MoE layers, as a scenario says it."""
 
 from __future__ import annotations
 

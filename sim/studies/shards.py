@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.engine.cluster import Cluster, Outcome
-from sim.engine.in_time import OrderedTable
 from sim.engine.recorder import Columns, Recorder, Table
+from sim.engine.time_order import OrderedTable
 from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.simulate import Run, prepare
@@ -93,7 +93,7 @@ def simulate_in_shards(scenario: Scenario, workers: Workers, shards: int | None 
     count = max(1, min(shards or workers.size, replicas))
     owners = [frozenset(range(first, replicas, count)) for first in range(count)]
     futures = [workers.submit(run_shard, scenario.to_dict(), scenario.where, sorted(own)) for own in owners]
-    # the arrivals alone, whose events every shard has counted
+    # a shard without replicas: its events are the arrivals, which all shards have counted too
     idle = _play(run, frozenset())
     merged = prepare(scenario)
     merged.started_s = run.started_s
@@ -133,7 +133,7 @@ def _fill(recorder: Recorder, idle: ShardRecords, records: Sequence[ShardRecords
     parts["requests"].append(idle.tables["requests"])
     steps = 0
     for record in records:
-        # what no replica took, because it is too long for all of them, every shard that heard of it has recorded
+        # a request too long for every replica is recorded by each shard that heard of it, and once in `idle`
         requests = record.tables["requests"]
         own = _only(requests, ~np.isin(requests["id"], idle.tables["requests"]["id"]))
         for name, columns in (record.tables | {"requests": own}).items():
