@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_scenarios import small
 from test_cli import twowalls
 
 from sim.errors import InputError
@@ -19,16 +20,7 @@ from sim.studies.capacity import Capacity
 from sim.studies.objective import Objective, objectives
 from sim.studies.search import Found, load_of, search
 
-SCENARIO: dict[str, Any] = {
-    "name": "base",
-    "model": "llama-3.1-8b",
-    "cluster": {"topology": "dgx-h100"},
-    "workload": {
-        "arrivals": {"kind": "poisson", "request_rate": 5.0},
-        "lengths": {"kind": "fixed", "input_tokens": 100, "output_tokens": 20},
-        "num_requests": 200,
-    },
-}
+SCENARIO = small(200)
 SLO = [Objective.parse("ttft.p99=2s")]
 
 

@@ -10,9 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from small_scenarios import small
 
 from sim.errors import InputError
 from sim.scenario import Scenario
@@ -21,16 +21,7 @@ from sim.studies.deadline import OutOfTime, deadline
 from sim.studies.executor import LocalWorkers, open_workers
 from sim.studies.study import Case, Study
 
-SCENARIO: dict[str, Any] = {
-    "name": "base",
-    "model": "llama-3.1-8b",
-    "cluster": {"topology": "dgx-h100"},
-    "workload": {
-        "arrivals": {"kind": "poisson", "request_rate": 5.0},
-        "lengths": {"kind": "fixed", "input_tokens": 100, "output_tokens": 20},
-        "num_requests": 200,
-    },
-}
+SCENARIO = small(200)
 
 
 def test_a_deadline_ends_work_in_any_thread() -> None:

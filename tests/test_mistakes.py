@@ -124,7 +124,7 @@ def test_a_topology_file_that_is_none(tmp_path: Path) -> None:
 def test_requests_end_at_max_model_len_and_the_result_says_so(tmp_path: Path) -> None:
     result = simulate(Scenario.load(written(tmp_path, {"engine.max_model_len": 260})))
     assert result.requests["generated_tokens"].tolist() == [4] * 4
-    assert all(check["held"] for check in result.self_checks)
+    assert result.broken_laws == []
     assert "4 requests reached max_model_len (260) before they had all their tokens" in result.notes
 
 
@@ -140,7 +140,7 @@ def test_whole_prompts_need_a_budget_that_holds_them(tmp_path: Path) -> None:
 def test_rates_from_one_request_in_thirty_years_to_all_at_once(tmp_path: Path, rate: float) -> None:
     arrivals = {"workload.arrivals": {"kind": "poisson", "request_rate": rate}}
     result = simulate(Scenario.load(written(tmp_path, arrivals)))
-    assert all(check["held"] for check in result.self_checks), result.self_checks
+    assert result.broken_laws == [], result.self_checks
     assert 4 < result.summary["median_tpot_ms"] < 12
     with pytest.raises(InputError, match=r"request_rate: got 1e-300\n.*at least 1e-09"):
         written(tmp_path, {"workload.arrivals": {"kind": "poisson", "request_rate": 1e-300}})

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from small_scenarios import small
 
 from sim.errors import InputError
 from sim.scenario import Scenario
@@ -22,16 +23,7 @@ from sim.studies.journal import Journal
 from sim.studies.ledger import ledger_row, write_ledger
 from sim.studies.study import Case, Study
 
-SCENARIO: dict[str, Any] = {
-    "name": "base",
-    "model": "llama-3.1-8b",
-    "cluster": {"topology": "dgx-h100"},
-    "workload": {
-        "arrivals": {"kind": "poisson", "request_rate": 5.0},
-        "lengths": {"kind": "fixed", "input_tokens": 100, "output_tokens": 20},
-        "num_requests": 20,
-    },
-}
+SCENARIO = small(20)
 
 
 def cases(count: int, **changes: Any) -> list[Case]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_scenarios import small
 from test_cli import twowalls
 
 from sim.errors import InputError
@@ -18,16 +19,7 @@ from sim.scenario import Scenario
 from sim.studies.estimate import Estimate, estimate
 from sim.studies.sweep import GPU_AXIS, USER_AXIS, Axis, Point, grid, metric_key, pareto
 
-SCENARIO: dict[str, Any] = {
-    "name": "base",
-    "model": "llama-3.1-8b",
-    "cluster": {"topology": "dgx-h100"},
-    "workload": {
-        "arrivals": {"kind": "poisson", "request_rate": 5.0},
-        "lengths": {"kind": "fixed", "input_tokens": 100, "output_tokens": 20},
-        "num_requests": 30,
-    },
-}
+SCENARIO = small(30)
 
 
 @pytest.mark.parametrize(

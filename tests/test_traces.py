@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -291,14 +290,6 @@ def test_published_samples_of_burstgpt_and_servegen():
     )
     # the rates of the three clients in their first window: 19.05 + 2.965 + 88.06 requests a second
     assert len(hour) / 600 == pytest.approx(110.1, rel=0.05)
-
-
-@needs_data
-@pytest.mark.benchmark
-def test_reading_a_trace_is_no_part_of_the_wait():
-    start = time.perf_counter()
-    read_trace(TRACES / "azure2023" / "AzureLLMInferenceTrace_conv.csv")
-    assert time.perf_counter() - start < 0.15
 
 
 # --- what people give by mistake ------------------------------------------------------------------------------------------

@@ -50,16 +50,10 @@ def ledger(
 
 def ledger_dict(found: MemoryLedger) -> dict[str, Any]:
     """The ledger as one JSON object, with the stable keys of `twowalls memory --json`."""
-    keys: tuple[str, ...] = (
-        "accounting",
-        "fits",
-        "reason",
-        "parameters",
-        "weights_bytes",
-        "kv_bytes_per_token",
-        "kv_tokens_capacity",
-    )
-    keys += ("cautious_kv_tokens", "num_blocks", "block_size", "max_sequences")
+    keys = (
+        "accounting", "fits", "reason", "parameters", "weights_bytes", "kv_bytes_per_token", "kv_tokens_capacity",
+        "cautious_kv_tokens", "num_blocks", "block_size", "max_sequences",
+    )  # fmt: skip
     content: dict[str, Any] = {key: getattr(found, key) for key in keys}
     content["per_gpu"] = [asdict(row) for row in found.per_gpu]
     content["suggestions"] = list(found.suggestions)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sim.model.balance import MemoryLedger
 from sim.results.assertions import Verified
 from sim.results.result import Result
 from sim.results.verdict import label, verdict
@@ -86,7 +87,7 @@ _CLASSES = {
 }
 
 
-def memory_table(ledger: Any) -> str:
+def memory_table(ledger: MemoryLedger) -> str:
     """Bytes by class for each GPU (GPUs alike on one line), and what the KV pool holds."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for gpu in ledger.per_gpu:
@@ -169,7 +170,7 @@ def self_checks_line(self_checks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def memory_answer(ledger: Any, nominal: Any) -> str:
+def memory_answer(ledger: MemoryLedger, nominal: MemoryLedger) -> str:
     """What `twowalls memory` prints: the ledger in both accountings, whether it fits, and what would make it fit."""
     gpu = nominal.per_gpu[0]
     lines = [

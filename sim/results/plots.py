@@ -145,6 +145,7 @@ def _log_if_skewed(axes: Axes, values: Floats) -> None:
 
 def memory_ledger(result: Result) -> Figure:
     """What fills the memory of each GPU; of many, one bar for those alike."""
+    assert result.ledger is not None
     gpus, names = _bars(result.ledger.per_gpu)
     figure, axes = _figure(max(5.0, 2.5 + 0.55 * len(gpus)), 4.8)
     bottom = np.zeros(len(gpus))
@@ -225,7 +226,7 @@ def save_plots(result: Result, out_dir: Path) -> list[Path]:
         if not _drawable(name, result):
             continue
         path = out_dir / f"{name}.png"
-        # the only metadata would be the version of matplotlib
+        # without the version of matplotlib, the only metadata
         figure(result).savefig(path, dpi=130, metadata={"Software": None})
         written.append(path)
     return written

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim import units
+
+if TYPE_CHECKING:
+    from sim.model.balance import MemoryLedger
+    from sim.results.provenance import Origin
 
 Columns = Mapping[str, NDArray[Any]]
 """A table: column name to array, all of one length (docs/architecture.md, "engine records")."""
@@ -31,8 +35,8 @@ class Result:
     """One row a segment of iterations alike."""
     irregular_gaps_s: NDArray[np.float64] = field(repr=False)
     """Gaps of tokens that are not one iteration long."""
-    ledger: Any
-    """The `MemoryLedger` of the deployment."""
+    ledger: MemoryLedger | None
+    """Of the deployment; None in results that no deployment gave."""
     walls_ms_per_token: dict[str, float]
     """Cause to milliseconds of a mean output token."""
     self_checks: list[dict[str, Any]]
@@ -54,8 +58,8 @@ class Result:
     """{time_s, gpu, request, kv_tokens, needed_bytes, free_bytes} when the run ended out of memory."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know about where the numbers come from (extrapolations, fits of a relative)."""
-    provenance: list[Any] = field(default_factory=list, repr=False)
-    """`Origin` of every number that the run rests on (`sim.results.provenance`)."""
+    provenance: list[Origin] = field(default_factory=list, repr=False)
+    """Of every number that the run rests on."""
 
     def __post_init__(self) -> None:
         if self.kv_blocks is None and self.ledger is not None:
@@ -91,6 +95,11 @@ class Result:
             for name, limit in (self.scenario.get("slo") or {}).items()
             if limit is not None
         }
+
+    @property
+    def broken_laws(self) -> list[str]:
+        """Names of the self-checks that did not hold; empty unless the simulator itself is wrong."""
+        return [check["name"] for check in self.self_checks if not check["held"]]
 
     @property
     def end_s(self) -> float:

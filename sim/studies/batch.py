@@ -125,11 +125,10 @@ def _run(job: Job, progress: Callable[[float, int], None] | None) -> Row:
         scenario = Scenario.from_dict(local.scenario, job.where)
         result = simulate(scenario, progress) if job.shards is None else _in_shards(scenario, job.shards)
         verified = verify(scenario.assertions, result)
-        broken = [check["name"] for check in result.self_checks if not check["held"]]
         missed = [line.text for line in verified if not line.held]
         reason = ""
-        if broken:
-            result.status, reason = "failed", "self-check broken: " + ", ".join(broken)
+        if result.broken_laws:
+            result.status, reason = "failed", "self-check broken: " + ", ".join(result.broken_laws)
         elif missed and result.status in ("done", "timed_out"):
             result.status, reason = "asserted", "does not hold: " + ", ".join(missed)
         elif result.status == "stuck":

@@ -52,7 +52,6 @@ class RunFacts:
     preemptions: int
     peak_kv_share: float
     walls_ms: Mapping[str, float]
-    mean_running: float
     status: str
     notes: tuple[str, ...] = ()
 
@@ -61,9 +60,8 @@ def facts_of(result: Result) -> RunFacts:
     """The facts of `result`."""
     summary = result.summary
     steps, requests = result.steps, result.requests
+    assert result.ledger is not None
     duration_s = float(summary["duration"])
-    spans = steps["iterations"] * steps["first_s"]
-    busy = float(spans.sum()) or 1.0
     return RunFacts(
         latencies_s={name: _statistics(summary, name) for name in ("ttft", "tpot", "itl", "e2el")},
         duration_s=duration_s,
@@ -75,9 +73,10 @@ def facts_of(result: Result) -> RunFacts:
         queue_s=(summary["mean_queue_time_ms"] or 0.0) * 1e-3,
         last_arrival_s=float(requests["arrival_s"].max()),
         preemptions=result.preemptions,
-        peak_kv_share=float(steps["used_blocks"].max()) / max(result.kv_blocks or 1, 1) if len(spans) else 0.0,
+        peak_kv_share=float(steps["used_blocks"].max()) / max(result.kv_blocks or 1, 1)
+        if len(steps["start_s"])
+        else 0.0,
         walls_ms=result.walls_ms_per_token,
-        mean_running=float((steps["running"] * spans).sum()) / busy,
         status=result.status,
         notes=tuple(result.notes),
     )

@@ -136,8 +136,7 @@ def run_case(case: Case) -> RunFacts | str:
         return str(error).replace("\n", ";")
     if result.status != "done":
         return f"the run ended {result.status}"
-    broken = [check["name"] for check in result.self_checks if not check["held"]]
-    return f"self-check broken: {', '.join(broken)}" if broken else facts_of(result)
+    return f"self-check broken: {', '.join(result.broken_laws)}" if result.broken_laws else facts_of(result)
 
 
 def _simulated(cases: Sequence[Case], workers: int) -> Iterator[tuple[Case, RunFacts | str]]:
