@@ -89,7 +89,7 @@ class Group:
             return self.direct()
         graph = self.topology.graph
         route = self.topology.route(*self.gpus)
-        # through a CPU would be through its memory, which is what software does where a peer cannot be read
+        # a route through a CPU goes through its memory: what software falls back to where a peer cannot be read
         return route.kind in PCIE_KINDS and all(graph.nodes[end]["type"] != "cpu" for _, end in route.edges)
 
 
@@ -133,7 +133,7 @@ def tree(group: Group, op: str) -> Plan:
     both_ways = op == "all_reduce"
     share = 1 / group.channels
     for members in group.nodes:
-        # the chain of every channel begins at another GPU, and has no link from the one before back to it
+        # the chain of each channel begins at another GPU, and has no edge into the GPU that it begins at
         heads = Counter(channel % len(members) for channel in range(group.channels))
         for k, child in enumerate(members):
             if heads[k] < group.channels:
@@ -180,7 +180,7 @@ def in_switch(group: Group, switch: str, family: str, launch: str) -> Plan:
     phase = Phase(family)
     n = len(group)
     for gpu in group.gpus:
-        # its own shard it reads reduced (1/n in) and writes once (1/n out); all n shards are pulled from it and sent to it
+        # it reads its own shard reduced (1/n in) and writes the sum (1/n out); the switch pulls all n shards and sends them back
         phase.add_flow(gpu, switch, 1 + 1 / n)
         phase.add_flow(switch, gpu, 1 + 1 / n)
     phase.hops = [group.slowest_hop([(group.gpus[0], gpu) for gpu in group.gpus[1:]], 2)]

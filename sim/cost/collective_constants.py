@@ -140,8 +140,8 @@ _NVLINK5 = {
     "two_shot": (9.0, 0.6, 0.254),
     "multimem": (7.1, 0.7, 0.431),
 }
-# one set for both generations, of peers that read each other's memory. What a host passes on between two switches is less than a
-# link carries, differs from host to host and stands in the topology. No LL128: NCCL leaves it out where a ring crosses PCIe
+# one set for both generations, fitted to peers that read each other's memory. A host passes less between two switches than a link
+# carries; how much differs from host to host and is in the topology. No LL128: NCCL leaves it out where a ring crosses PCIe
 _PCIE4 = {
     "ring/LL": (0.0, 0.26, 0.33),
     "ring/Simple": (9.4, 3.2, 0.59),
@@ -171,13 +171,15 @@ _ETHERNET = {
     "peer/Simple": (0.0, 25.0, 0.85, 0.05e6),
     "send/Simple": (0.0, 25.0, 0.85, 0.05e6),
 }
-# the last of each: median of Vidur's all-reduces on 2, 4 and 8 GPUs of one node that are shorter than their host. On the H100
-# 34 to 47 us from 2 KiB to 4 MiB whatever the ranks, on the A100 27 to 64, beside 44 of vLLM's custom kernel without graphs
+# the last number of a launch (torch.distributed): median of those of Vidur's all-reduces on 2, 4 and 8 GPUs of one node that end
+# sooner than their host has launched them. On the H100 34 to 47 us from 2 KiB to 4 MiB whatever the ranks, on the A100 27 to 64,
+# beside 44 of vLLM's custom kernel without graphs
 _A100_LAUNCH = (8.7, 10.3, 4.5, 44.0, 47.0)
 _PCIE_SOURCE = (
     ", its host's root complexes beside (see its topology); send: of the all-to-all; torch.distributed: as NVLink's"
 )
-# without graphs: between vLLM's kernel of 2 GPUs and NCCL of 4 and 8, 43 and 57 us with vLLM 0.14.0, 20.5 and 30 with 0.24.0
+# the last but one (no graphs): between vLLM's kernel of 2 GPUs and NCCL of 4 and 8, 43 and 57 us with vLLM 0.14.0, 20.5 and 30
+# with 0.24.0
 _PCIE4_LAUNCH = (4.9, 6.5, 4.1, 50.0, 47.0)
 _PCIE5_LAUNCH = (4.9, 6.5, 4.1, 25.0, 40.0)
 

@@ -39,7 +39,7 @@ class Phase:
     connections: int = 1
     """Peers that a rank exchanges with at once."""
     given: Loads = field(default_factory=dict, compare=False, repr=False)
-    """Loads instead of those of flows, where nobody listed them."""
+    """Loads that were counted without listing flows (a full exchange); they take the place of those of `flows`."""
     _loads: Loads | None = field(default=None, compare=False, repr=False)
     _rows: list[tuple[float, ...]] = field(default_factory=list, compare=False, repr=False)
 

@@ -240,7 +240,7 @@ class Communicator:
             if op == "all_reduce":
                 bandwidth = bandwidth + sizes / (EAGER_COPY * self._own_bandwidth())
             latency = np.maximum(latency, self.link_constants[self.kind].eager_floor_s - bandwidth)
-        # not of a send: the sender's kernel leaves the message in the buffer and ends
+        # a send has no such floor: the sender's kernel leaves the message in the buffer and ends
         if self.software == "torch" and op != "send_recv":
             latency = np.maximum(latency, self.link_constants[self.kind].torch_floor_s - bandwidth)
         latency = np.where(sizes > 0, latency, 0.0)
@@ -308,7 +308,7 @@ class Communicator:
         inside = all(Group(self.topology, members).reducing_switch() is not None for members in group.nodes)
 
         def chosen(plan: Plan | None) -> Plan | None:
-            # NCCL goes by node and rail with NVLS only; elsewhere it is there for the asking
+            # NCCL reduces by node and rail with NVLS only; elsewhere the algorithm runs only where it is named
             return plan if plan is None or inside else replace(plan, limit_bytes=0.0)
 
         return [

@@ -85,7 +85,7 @@ class SkewedExperts:
     def moe(
         self, tokens: Floats | float, hidden: int, intermediate: int, experts: int, local_experts: int, top_k: int, dtype: str
     ) -> KernelTime:  # fmt: skip
-        """As the backend's, for the hottest rank; its tokens come evenly over its experts."""
+        """As the backend's, for the hottest rank; its tokens spread evenly over its experts."""
         hot = hottest_share(experts, local_experts, top_k, self._exponent)
         rows = np.asarray(tokens) * hot
         return self._backend.moe(rows, hidden, intermediate, experts, local_experts, top_k, dtype)

@@ -75,7 +75,7 @@ class GpuTables:
         for paths in self.paths(family, file):
             tables = [table for path in paths if (table := _read(path, tuple(where.items()), tuple(shape))) is not None]
             most = max((len(table) for table in tables), default=0)
-            # a release candidate may bring no more than the few shapes that it added
+            # the newest may be a release candidate, which brings only the few shapes that it added
             for table in reversed(tables):
                 if 2 * len(table) >= most:
                     return table

@@ -57,8 +57,8 @@ class EnginePreset:
     """Host time to launch the kernels of one layer one by one, where no CUDA graph holds the iteration: the least a layer
     takes, however fast the GPU."""
     launch_all_reduce_s: float = 0.0
-    """The same for an all-reduce, which the hosts of all ranks must have come to: processes of their own, that no graph keeps in
-    step."""
+    """The same for an all-reduce, which begins when the hosts of all ranks have launched it: they are separate processes, and
+    without a graph nothing keeps them in step."""
     mixed_graph_tokens: int = 0
     """Largest iteration with prompt tokens that CUDA graphs hold (vLLM's piecewise graphs); 0: they hold decodes only."""
     sustained_clock: float = 0.86

@@ -11,19 +11,19 @@ import numpy as np
 from sim.hardware.loads import EdgeTable, Halves, Ints, Loads
 from sim.hardware.routing import SOFTWARE_ORDER
 
-# so many GPUs are quicker listed pair by pair
+# up to so many GPUs, listing every pair is quicker
 _FEW = 24
 _KINDS = tuple(SOFTWARE_ORDER)
 _Ends = list[tuple[str, str]]
 
 
 class Exchange(NamedTuple):
-    """Ways from every GPU to every other."""
+    """The routes from every GPU to every other."""
 
     loads: Loads
-    """Their number on every edge."""
+    """How many of them use each edge."""
     kind: str
-    """Of the slowest: the slowest software before the longest wires."""
+    """Of the slowest route: the slowest software before the longest wires."""
     latency_s: float
 
 
@@ -51,7 +51,8 @@ def _together(parts: Sequence[Exchange]) -> Exchange:
 
 
 def _counted(table: EdgeTable, gpus: Sequence[str]) -> list[Exchange] | None:
-    """Ways up and down at NVSwitches, the rest inside nodes, and through the fabric; None where GPUs are not joined alike."""
+    """Three classes of routes: over one NVSwitch, else inside one node, else through the fabric. None where the GPUs of a class
+    are not joined alike, so that they cannot be counted together."""
     at = table.halves(gpus)
     hubs = np.where(at.up.switch == at.down.switch, at.up.switch, -1)
     both = np.where(hubs >= 0, at.nodes * (hubs.max() + 1) + hubs, -1)
@@ -76,7 +77,12 @@ def _counted(table: EdgeTable, gpus: Sequence[str]) -> list[Exchange] | None:
 
 
 def _through_fabric(table: EdgeTable, at: Halves, apart: Ints, near: list[tuple[Ints, int]]) -> Exchange | None:
-    """`apart` ways from every GPU; `near` tells who is not reached so: those alike in it, added or taken away."""
+    """The routes through the fabric, `apart` of them from each GPU; None as in `_counted`.
+
+    Args:
+        near: (labels, sign): pairs of equal label are joined in another way and taken off the count; with sign -1 they are
+            put back, because two labels before have taken them off twice.
+    """
     out, into = at.out, at.into
     if (out.switch < 0).any() or (into.switch < 0).any() or np.ptp(out.order) or np.ptp(into.order):
         return None
@@ -103,7 +109,7 @@ def _through_fabric(table: EdgeTable, at: Halves, apart: Ints, near: list[tuple[
 
 
 def _farthest_s(at: Halves, leaving: Ints, entering: Ints, middles: list[tuple[int, int, float]]) -> float | None:
-    """Most latency through the fabric; None where it may be that only GPUs side by side would have it."""
+    """Latency of the longest route through the fabric; None where only GPUs that are joined in another way may have it."""
     out_s, in_s = np.zeros(leaving.max() + 1), np.zeros(entering.max() + 1)
     np.maximum.at(out_s, leaving, at.out.latency_s)
     np.maximum.at(in_s, entering, at.into.latency_s)
@@ -117,7 +123,7 @@ def _farthest_s(at: Halves, leaving: Ints, entering: Ints, middles: list[tuple[i
 
 
 def _others(labels: Ints) -> Ints:
-    """How many others bear the same label; none where it is -1."""
+    """How many others have the same label; 0 where it is -1."""
     _, which, number = np.unique(labels, return_inverse=True, return_counts=True)
     return np.where(labels >= 0, number[which] - 1, 0)
 

@@ -1,4 +1,4 @@
-"""What many flows together put on every directed edge: ways as numbers of edges, so that thousands add up at once."""
+"""What many flows together put on every directed edge: routes as arrays of edge numbers, so that thousands add up at once."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from sim.hardware.routing import SOFTWARE_ORDER, Edge, Route, Router
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Loads = dict[str, Floats]
-"""Amount on every directed edge, by its number in the table, by the kind of the ways that bring it there."""
+"""Kind of route -> what routes of this kind put on each directed edge, indexed by the number of the edge in the table."""
 _KINDS = tuple(SOFTWARE_ORDER)
 _NONE = -1
 
 
 class Columns(NamedTuple):
-    """Ways of GPUs to a switch that many ways have in common, or from it."""
+    """Half routes, one entry a GPU: the way to a switch that many of its routes have in common, or from that switch."""
 
     switch: Ints
-    """-1 where the GPU has no such way."""
+    """Number of the switch; -1 where the GPU has no such half route."""
     order: Ints
-    """Of the kind in SOFTWARE_ORDER."""
+    """Place of its kind in SOFTWARE_ORDER."""
     latency_s: Floats
     edges: Ints
-    """In rows filled up with -1."""
+    """Edge numbers, a row for each GPU, padded with -1."""
 
     def of(self, rows: Ints) -> Columns:
         return Columns(self.switch[rows], self.order[rows], self.latency_s[rows], self.edges[rows])
 
 
 class Halves(NamedTuple):
-    """Where GPUs stand: node, and ways up to and down from their NVSwitch, out into the fabric and in from it."""
+    """Of each GPU its node, and its half routes: up to its NVSwitch and down from it, out to the fabric and in from it."""
 
     nodes: Ints
     up: Columns
@@ -44,7 +44,7 @@ class Halves(NamedTuple):
 
 
 class _Half:
-    """Columns that grow."""
+    """`Columns` under construction, one GPU after another."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, float]] = []
@@ -64,23 +64,23 @@ class _Half:
 
 
 class Pairs(NamedTuple):
-    """Ways between many pairs of components."""
+    """Routes between many pairs of components."""
 
     order: Ints
-    """Of each way's kind in SOFTWARE_ORDER."""
+    """Place of each route's kind in SOFTWARE_ORDER."""
     latency_s: Floats
     parts: list[tuple[Ints, Ints]]
-    """(numbers of pairs, the edges of one of their parts in rows filled up with -1)."""
+    """Pieces of the routes: (indices of the pairs that have one, its edge numbers in a row for each, padded with -1)."""
 
     def kind(self, k: int) -> str:
         return _KINDS[int(self.order[k])]
 
 
 class EdgeTable:
-    """Numbers for the edges that ways use, and the ways of GPUs to their NVSwitch and by their own NIC into the fabric.
+    """Numbers the edges that routes use, and keeps the half routes of every GPU to its NVSwitch and by its own NIC.
 
-    A flow between two GPUs goes up and down at the switch that both are at; else, between nodes, out by the sender's NIC,
-    through the fabric and in by the receiver's; else the way that the router finds for the pair.
+    The route between two GPUs is two halves over the NVSwitch that both are at; else, between nodes, a half out by the sender's
+    NIC, a middle through the fabric and a half in by the receiver's NIC; else whatever the router finds for the pair.
     """
 
     def __init__(self, router: Router) -> None:
@@ -104,7 +104,7 @@ class EdgeTable:
         return np.array(self._rates)
 
     def most_sent(self, loads: Floats) -> float:
-        """The most that leaves one GPU, on however many links."""
+        """The largest amount that leaves any one GPU, over all its links together."""
         sources = np.array(self._sources[: loads.size])
         return float(np.bincount(sources[sources >= 0], loads[sources >= 0]).max())
 
@@ -121,23 +121,23 @@ class EdgeTable:
         return found
 
     def counted(self, parts: Sequence[tuple[Ints, Floats | Ints]]) -> Floats:
-        """Amount on every edge, of rows of edges filled up with -1 and the amount on each row."""
-        total = np.zeros(len(self.edges) + 1)  # the last takes what fills rows up
+        """Amount on every edge; a part is (edge numbers, a row for each route, padded with -1; the amount of each row)."""
+        total = np.zeros(len(self.edges) + 1)  # the last takes the padding
         for rows, amounts in parts:
             total += np.bincount(rows.ravel() % total.size, np.repeat(amounts, rows.shape[1]), total.size)
         return total[:-1]
 
     def halves(self, gpus: Sequence[str]) -> Halves:
-        """Where these GPUs stand."""
+        """The nodes and half routes of these GPUs."""
         rows = np.array([self._row(gpu) for gpu in gpus])
         columns = [half.columns().of(rows) for half in (self._up, self._down, self._out, self._into)]
         return Halves(self._places()[rows], *columns)
 
     def pairs(self, ends: Sequence[tuple[str, str]]) -> Pairs:
-        """The ways from the first to the second of every pair.
+        """The routes from the first to the second of every pair.
 
         Raises:
-            LookupError: a pair that no way joins; its argument is the pair.
+            LookupError: no route joins a pair; its argument is the pair.
         """
         gpus = np.array([(self._row(a), self._row(b)) for a, b in ends], dtype=np.int64).reshape(-1, 2)
         found = Pairs(np.full(len(ends), _NONE), np.zeros(len(ends)), [])
@@ -154,7 +154,7 @@ class EdgeTable:
         return self._nodes_now
 
     def _over_switch(self, gpus: Ints, found: Pairs) -> None:
-        """Pairs at one NVSwitch."""
+        """Fills in the pairs whose GPUs are at one NVSwitch."""
         (at, up_order, up_s, up), (to, down_order, down_s, down) = self._up.columns(), self._down.columns()
         chosen = np.flatnonzero((gpus >= 0).all(axis=1) & (at[gpus[:, 0]] == to[gpus[:, 1]]) & (at[gpus[:, 0]] >= 0))
         a, b = gpus[chosen].T
@@ -163,7 +163,7 @@ class EdgeTable:
         found.parts.extend([(chosen, up[a]), (chosen, down[b])])
 
     def _over_fabric(self, gpus: Ints, found: Pairs) -> None:
-        """Pairs in two nodes, each GPU by its own NIC."""
+        """Fills in the pairs in two nodes, each GPU by its own NIC."""
         (left, out_order, out_s, out), (entered, in_order, in_s, into) = self._out.columns(), self._into.columns()
         nodes, (a, b), switches = self._places(), gpus.T, len(self._switch)
         usual = (gpus >= 0).all(axis=1) & (found.order == _NONE) & (nodes[a] != nodes[b])
@@ -182,7 +182,7 @@ class EdgeTable:
         found.parts.extend([(chosen, out[a]), (chosen, into[b]), (chosen, _padded([edges for _, edges in routes])[of])])
 
     def _searched(self, ends: Sequence[tuple[str, str]], found: Pairs) -> None:
-        """The rest: relays, PCIe, a switch at one end, no way at all."""
+        """Fills in the rest, each searched for: relays, PCIe, a switch at one end; or no route at all."""
         missing = np.flatnonzero(found.order == _NONE)
         edges = []
         for k in missing.tolist():
@@ -195,7 +195,7 @@ class EdgeTable:
             found.parts.append((missing, _padded(edges)))
 
     def middle(self, first: int, last: int) -> tuple[Route, list[int]] | None:
-        """The way through the fabric between two switches by number; None where there is none."""
+        """(route, its edge numbers) through the fabric between two switches, given by number; None where there is none."""
         key = first, last
         if key not in self._middles:
             names = list(self._switch)
@@ -232,6 +232,7 @@ class EdgeTable:
         return self._gpu.setdefault(name, len(self._gpu))
 
     def _numbers(self, route: Route) -> list[int]:
+        """The numbers of the edges of a route; new edges are entered into the table."""
         numbers = []
         for edge in route.edges:
             found = self._edge.get(edge)

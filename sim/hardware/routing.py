@@ -16,8 +16,8 @@ from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS
 Edge = tuple[str, str]
 """A directed edge of the graph, from and to."""
 
-# what decides how software drives a way: a network before PCIe before NVLink, of two alike the slower technology, whatever
-# bandwidth its links happen to have (else a faster link could change the software, and slow the way)
+# which link kind decides how software drives a route: a network before PCIe before NVLink, of two alike the slower technology,
+# whatever bandwidth its links happen to have (else a faster link could change the software, and slow the route)
 SOFTWARE_ORDER = {kind: k for k, kind in enumerate(("ethernet", "infiniband", *PCIE_KINDS, *DIRECT_KINDS))}
 
 

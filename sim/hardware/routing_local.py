@@ -1,4 +1,4 @@
-"""Ways inside a node, searched once for all nodes that are wired alike: a fabric of thousands of nodes has few kinds."""
+"""Routes inside a node, searched once for all nodes that are wired alike: a fabric of thousands of nodes has few kinds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEVER = float("inf")
 
 
 class _Wiring(NamedTuple):
-    """A node with its names taken away: equal wirings have equal ways."""
+    """How a node is wired, without names: equal wirings have equal routes."""
 
     types: tuple[str, ...]
     links: tuple[tuple[tuple[int, float], ...], ...]
@@ -30,7 +30,7 @@ class _Wiring(NamedTuple):
 
 
 class LocalWays:
-    """Ways between components of one node that stay inside it, where no way outside can be shorter."""
+    """Routes between components of one node that stay inside it, where none through the fabric can be shorter."""
 
     def __init__(self, adjacency: Adjacency, types: Mapping[str, str], nodes: Mapping[str, str | None]) -> None:
         """
@@ -53,7 +53,7 @@ class LocalWays:
         self._found: dict[tuple[int, int, int, tuple[int, ...]], list[int] | None] = {}
 
     def hops(self, a: str, b: str, own_nics: Sequence[str | None]) -> list[str] | None:
-        """The components from `a` to `b` of the same node; None where a way through the fabric may be shorter."""
+        """The components on the route from `a` to `b` of the same node; None where one through the fabric may be shorter."""
         node = self._node_of[a]
         if node is None:
             return None
@@ -97,7 +97,7 @@ class LocalWays:
 
 
 def _inside(wiring: _Wiring, a: int, b: int, own: tuple[int, ...]) -> list[int] | None:
-    """The way of least latency from `a` to `b`, if leaving the node and coming back cannot be shorter."""
+    """The route of least latency from `a` to `b`; None where leaving the node and coming back may be shorter."""
     cost, before = _least(wiring, wiring.links, a, own)
     if b not in cost or cost[b] >= RELAY_S:
         return None
@@ -105,7 +105,7 @@ def _inside(wiring: _Wiring, a: int, b: int, own: tuple[int, ...]) -> list[int] 
     for k, links in enumerate(wiring.links):
         for other, latency_s in links:
             back[other].append((k, latency_s))
-    # bounds: detours and relays left out of the way back in make it look shorter than it is
+    # a lower bound: without the cost of detours and relays the way back in looks shorter than it is
     left = min(cost[k] + wiring.exits[k] for k in cost)
     reach = _plain(back, b)
     entered = min(wiring.entries[k] + reach[k] for k in reach)
@@ -120,7 +120,7 @@ def _inside(wiring: _Wiring, a: int, b: int, own: tuple[int, ...]) -> list[int] 
 def _least(
     wiring: _Wiring, links: Sequence[Sequence[tuple[int, float]]], a: int, own: tuple[int, ...]
 ) -> tuple[dict[int, float], dict[int, int]]:
-    """Latency from `a` to every component with the costs of relays and of others' NICs, and who stands before each."""
+    """(latency from `a`, component before it) of every component, by Dijkstra; relays and the NICs of other GPUs cost extra."""
     cost: dict[int, float] = {}
     before: dict[int, int] = {}
     order = itertools.count()

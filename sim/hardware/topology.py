@@ -129,7 +129,7 @@ class Topology:
         beside: dict[str, list[str]] = {}
         for a, out in self.graph.adjacency():
             for b, data in out.items():
-                if data["kind"] in kinds:  # a link in one direction joins as well
+                if data["kind"] in kinds:  # a link in one direction is enough
                     beside.setdefault(a, []).append(b)
                     beside.setdefault(b, []).append(a)
         found: dict[str, int] = {}

@@ -9,7 +9,7 @@ from sim.errors import InputError
 from sim.model.families import family_of
 from sim.model.shapes import AttentionShape, MlpShape
 
-# keys of layers that are no attention over all keys: their state does not grow, or is not read, like a KV cache
+# keys of state-space, linear and sparse attention layers, whose state does not grow, or is not read, like a KV cache
 _UNSUPPORTED = (
     *("ssm_cfg", "mamba_d_state", "ssm_state_size", "linear_num_key_heads", "linear_attn_config", "rwkv_version"),
     *("index_topk", "sparse_attention_config"),

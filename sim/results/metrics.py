@@ -117,7 +117,10 @@ def _arrival_order(arrival_s: Floats) -> Ints:
 
 
 def latencies(result: Result) -> dict[str, Floats]:
-    """Seconds of each measured request (ttft, e2el, queue_time); `tpot` only where there is more than one token."""
+    """Seconds of each measured request: ttft, e2el, queue_time, and tpot_or_0, which is 0 for a single token.
+
+    `tpot` has an entry only for each request of more than one token.
+    """
     requests, measured = result.requests, _measured(result)
     arrival, first = requests["arrival_s"][measured], requests["first_token_s"][measured]
     finish, tokens = requests["finish_s"][measured], requests["generated_tokens"][measured]

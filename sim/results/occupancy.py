@@ -39,7 +39,7 @@ def _held(result: Result, column: str) -> tuple[Floats, Floats]:
     order = np.lexsort((steps["start_s"], replica))
     replica, start, value = replica[order], steps["start_s"][order], steps[column][order].astype(np.float64)
     same, next_start = np.append(replica[1:] == replica[:-1], False), np.append(start[1:], np.inf)
-    # batches in the lanes of a pipeline overlap and share what they tell of, so each tells it until the next one starts
+    # batches in the lanes of a pipeline overlap, and each row tells of the whole replica: it counts until the next one starts
     end = np.minimum(start + segment_s(steps)[order], np.where(same, next_start, np.inf))
     # a replica that idles until its next segment holds nothing; the pause is real only beyond rounding
     idle = ~same | (next_start > end * (1 + 1e-12) + 1e-12)

@@ -234,7 +234,9 @@ def _fit(gpu: Gpu, kind: str, dtype: str) -> tuple[str, float | None, str]:
     why = []
     if own not in by_dtype or own != asked:
         why.append(f"no fit for {asked}: constants of bf16")
-    error = fit.error.get("mape_beyond_host", fit.error.get("mape"))  # an engine sees no bench's host
+    error = fit.error.get(
+        "mape_beyond_host", fit.error.get("mape")
+    )  # an engine does not wait for the host of a test bench
     if fit.fitted_on == ALL_MEASURED:
         wide, narrow = SHARED_ERROR.get(kind, (UNMEASURED_ERROR, UNMEASURED_ERROR))
         error = narrow if own in by_dtype and own != "bf16" else wide
@@ -296,7 +298,7 @@ def _links(pool: Deployment, ranks: Sequence[str]) -> list[Origin]:
         if origin == "assumed":
             far = "; ".join(text for text in (f"no measurement of {kind}", far) if text)
         elif kind in topology.calibration:
-            origin = "fitted"  # to this very fabric, whatever its source is called
+            origin = "fitted"  # fitted to this very fabric, whatever its source says
         spread = math.log1p(constants.error) / NINE_IN_TEN
         found.append(
             Origin(f"collectives over {kind}", origin, source, constants.error, far, ("collective", kind), spread)

@@ -95,7 +95,7 @@ class Deployment(Section):
     """Spread whole experts of MoE layers over the GPUs instead of cutting every expert; with data_parallel_size above 1 over
     those of all replicas, which then run in lock-step (DP attention)."""
     expert_load: ExpertLoad = Field(default_factory=lambda: BalancedExperts(kind="balanced"))
-    """How tokens come over the experts; needs enable_expert_parallel unless balanced."""
+    """How tokens spread over the experts; needs enable_expert_parallel unless balanced."""
     all2all_backend: Literal["allgather_reducescatter", "deepep"] = "allgather_reducescatter"
     """How tokens reach the experts of other replicas: all to every GPU (vLLM's default), or only where their experts are."""
     two_batch_overlap: bool = False

@@ -98,8 +98,8 @@ def load_of(scenario: Scenario) -> Load:
 def search(scenario: Scenario, slo: Sequence[Objective], start: float, tolerance: float, stride: float = 2.0) -> Search:
     """Search the capacity of `scenario` from the load `start` on, until high / low <= 1 + `tolerance`.
 
-    Until the capacity is between two loads, each is `stride` times the one before, or its part: little more than 1 where
-    `start` is a good guess.
+    Until the capacity lies between two loads, each load is `stride` times the one before, or divided by it; a stride little
+    above 1 suits a `start` that is a good guess.
 
     The SLO is taken to hold below any load at which it holds; scheduling is not always so kind, and the tolerance of the
     answer is no smaller than such ripples.

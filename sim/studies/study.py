@@ -148,7 +148,7 @@ class Study:
         if outputs and row.files:
             folder = self.folder / self._folders[case.key]
             row.write(folder)
-            # last and with the key: an interrupt on the way leaves a folder that does not pass for this result
+            # written last, with the key: a folder whose writing was interrupted does not pass for this result
             run = json.loads(row.files["run.json"]) | {"key": case.key}
             (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
         self.journal.append(

@@ -74,7 +74,7 @@ def _range(match: re.Match[str], where: str) -> Iterator[float]:
     if not grows or last < first:
         raise InputError(where, f"got '{match[0]}', which never reaches its end", _RANGES)
     whole = all(float(match[name]).is_integer() for name in ("first", "by"))
-    for number in range(MOST_CELLS + 1):  # one too many is for the grid to refuse
+    for number in range(MOST_CELLS + 1):  # one more than allowed, for the grid to refuse
         value = first + number * by if match["step"] == "+" else first * by**number
         if value > last * (1 + 1e-9):
             return
