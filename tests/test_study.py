@@ -112,6 +112,18 @@ def test_equal_names_of_different_scenarios_do_not_share_a_folder(tmp_path: Path
     assert folders == sorted(f"base-{case.key[:8]}" for case in asked[:2])
 
 
+def test_whatever_a_scenario_is_called_its_folder_is_in_the_folder_of_the_study(tmp_path: Path) -> None:
+    names = ["..", ".", "../up", "a/b", "run.json", "journal.jsonl", "x" * 300, "é" * 150]
+    asked = [Case.of(name, Scenario.from_dict(SCENARIO | {"name": name})) for name in names]
+    inside = tmp_path / "study"
+    assert {entry["status"] for entry in run(inside, asked, outputs=True).values()} == {"done"}
+    keys = {case.name: case.key[:8] for case in asked}
+    clean = ["_.", "_", "_._up", "a_b", "x" * 200, "é" * 100]
+    reserved = [f"{name}-{keys[name]}" for name in ("run.json", "journal.jsonl")]
+    assert sorted(path.parent.name for path in inside.glob("*/summary.json")) == sorted(clean + reserved)
+    assert [path.name for path in tmp_path.iterdir()] == ["study"]
+
+
 def test_a_file_that_a_scenario_names_counts_by_its_content(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n1,20,5\n")

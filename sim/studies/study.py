@@ -23,6 +23,10 @@ from sim.studies.journal import Journal
 from sim.studies.ledger import write_ledger
 from sim.studies.software import software
 
+_OWN_FILES = ("journal.jsonl", "ledger.csv", "ledger.parquet", "run.json")
+"""What stands in the folder of a study beside the folders of its scenarios."""
+_LONGEST_NAME_BYTES = 200
+"""Of 255 that file systems allow."""
 Told = Callable[[int, int], None]
 """Called with the number of scenarios that are over and of those given out."""
 
@@ -201,8 +205,16 @@ class Study:
 
 
 def _folder_names(cases: Sequence[Case]) -> dict[str, str]:
-    """A folder name for each key: the scenario's name, and part of the key where another has the same name."""
-    clean = {case.key: "".join(c if c.isalnum() or c in "-_.=," else "_" for c in case.name) for case in cases}
-    counts = Counter(clean.values())
+    """A folder name for each key: the scenario's name, and part of the key where another, or the study, has the same name."""
+    clean = {case.key: _as_file_name(case.name) for case in cases}
+    counts = Counter([*_OWN_FILES, *clean.values()])
     shared = {name for name, count in counts.items() if count > 1}
     return {key: f"{name}-{key[:8]}" if name in shared else name for key, name in clean.items()}
+
+
+def _as_file_name(name: str) -> str:
+    """`name` without what has a meaning in paths, as long as every file system takes it with part of a key behind."""
+    clean = "".join(c if c.isalnum() or c in "-_.=," else "_" for c in name)
+    if clean.startswith("."):  # the folder itself, the one above, or a hidden one
+        clean = "_" + clean[1:]
+    return clean.encode()[:_LONGEST_NAME_BYTES].decode(errors="ignore")
