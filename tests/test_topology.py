@@ -181,7 +181,23 @@ def test_without_a_spine_another_rail_is_reached_through_a_neighbour() -> None:
         ({"node": {"components": {"g": {"type": "gpu", "cuont": 2}}}}, "did you mean 'count'"),
         ({"node": {"components": {"g": {"type": "gpv"}}}}, "node.components.g.type: got 'gpv'"),
         ({"node": {"components": {"nvs": {"type": "nvswitch"}}}}, "exactly one component of type gpu"),
+        ({"gpu": "h100-smx"}, "gpu: got 'h100-smx', which is not in the catalogue\n  did you mean 'h100-sxm'"),
+        (
+            {"node": {"components": {"g": {"type": "gpu", "count": 0}}}},
+            "components.g.count: got 0\n  allowed: 1 to 2,000,000",
+        ),
+        ({"node": {"components": {"g": {"type": "gpu", "count": 10**11}}}}, "components.g.count: got 100,000,000,000"),
+        ({"node": {"components": {"g": {"type": "gpu", "count": 1.5}}}}, "'1.5' is 1.5; it must be a whole number"),
         ({"parameters": {"nodes": 0}}, "parameters.nodes: got 0"),
+        ({"parameters": {"nodes": float("nan")}}, "parameters.nodes: got nan"),
+        ({"parameters": {"nodes": "two"}}, "parameters.nodes: got 'two'\n  write how many"),
+        ({"parameters": {"wide": "1 GB/s"}}, "parameters.nodes: is missing"),
+        ({"overrides": [{"link": ["n0.g0", "n0.nvs"], "extra_latency": "-1 us"}]}, "a time is zero or longer"),
+        ({"overrides": [{"link": ["n0.g0", "n0.nvs"], "bandwidth_fraction": float("inf")}]}, "finite number"),
+        (
+            {"calibration": {"nvlink4": {"start": 3, "source": "x"}}},
+            "calibration.nvlink4.start: got 3, a number without a unit",
+        ),
         ({"overrides": [{"link": ["n0.g0", "n0.g1"], "missing": True}]}, "no link between n0.g0 and n0.g1"),
         ({"overrides": [{"gpu": "n0.g7", "speed": 0.5}]}, "nothing is called 'n0.g7'"),
         ({"overrides": [{"bandwidth_fraction": 0.5}]}, "neither `link` nor `gpu`"),
@@ -203,6 +219,8 @@ def test_a_wrong_file_is_refused_with_the_path_and_a_hint(change: dict[str, Any]
         ("kind", "nvlnk4", "did you mean 'nvlink4'"),
         ("bandwidth", "450", "without a unit|not a number and a unit"),
         ("bandwidth", "0 GB/s", "more than 0"),
+        ("bandwidth", 450, "got 450, a number without a unit"),
+        ("latency", "-1 us", r"node.links\[0\].latency: got '-1 us'\n  a time is zero or longer"),
         ("latency", "1 GB", "quantity of another kind"),
         ("to", "nvx", "no component 'nvx'"),
         ("to", "g[i + 1]", "there are 2, counted from 0"),
@@ -210,9 +228,12 @@ def test_a_wrong_file_is_refused_with_the_path_and_a_hint(change: dict[str, Any]
         ("to", "g[2 ** 9]", "something other than arithmetic"),
         ("to", "g[j]", "unknown name 'j'"),
         ("times", "1 / 0", "cannot be evaluated"),
+        ("times", "1 / (nodes - 1)", "cannot be evaluated: division by zero\n  with nodes = 1"),
+        ("times", "nodes - 3", r"node.links\[0\].times: 'nodes - 3' is -2; it must be more than 0\n  with nodes = 1"),
+        ("times", float("inf"), "times: got inf"),
     ],
 )
-def test_a_wrong_link_is_refused(key: str, value: str, message: str) -> None:
+def test_a_wrong_link_is_refused(key: str, value: object, message: str) -> None:
     data = small()
     data["node"]["links"][0][key] = value
     with pytest.raises(InputError, match=message):
@@ -224,6 +245,37 @@ def test_an_unknown_parameter_names_the_nearest() -> None:
         load_topology("dgx-h100", {"node": 2})
     with pytest.raises(InputError, match=r"cluster.wide: got 3\n.*has '100 GB/s'"):
         build_topology(small(), {"wide": 3}, "small.yaml")
+
+
+def test_a_link_from_a_component_to_itself_is_refused() -> None:
+    data = small()
+    data["node"]["links"].append(
+        {"from": "g[0]", "to": "g[0]", "kind": "pcie5", "bandwidth": "1 GB/s", "latency": "1 us"}
+    )
+    with pytest.raises(InputError, match=r"node.links\[1\].to: got 'g\[0\]', which joins g0 to itself"):
+        build_topology(data, {}, "small.yaml")
+
+
+def test_a_parameter_is_a_finite_number() -> None:
+    with pytest.raises(InputError, match=r"cluster.nodes: got nan\n.*has 1"):
+        load_topology("dgx-h100", {"nodes": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: mine\ngpu: h100-sxm\ngpu: t4\n", "mine.yaml:3: is not valid YAML: the key 'gpu' twice"),
+        ("base: dgx-h100\nparameters: 3\n", "mine.yaml: parameters: got 3\n  write names and values"),
+        ("base: dgx-h100\noverrides: 3\n", "mine.yaml: overrides: got 3\n  write a list"),
+        ("", "mine.yaml: holds no topology"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_so(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        load_topology(path, {})
+    assert told in str(error.value)
 
 
 def test_a_file_of_ones_own_may_build_on_a_catalogue_entry(tmp_path: Path) -> None:

@@ -102,12 +102,14 @@ def collective(
 ) -> None:
     """How long a collective takes alone on a group of GPUs, by which algorithm, and what it puts on the wires."""
     from sim import units
-    from sim.cost.collectives import Communicator
+    from sim.cost.collectives import OPS, SOFTWARE, Communicator
     from sim.errors import InputError, nearest
     from sim.hardware.placement import place
 
-    if placement not in ("pack", "spread"):
-        raise InputError("--placement", f"got '{placement}'", nearest(placement, ("pack", "spread")))
+    named = (("--op", op, OPS), ("--software", software, SOFTWARE), ("--placement", placement, ("pack", "spread")))
+    for option, value, allowed in named:
+        if value not in allowed:
+            raise InputError(option, f"got '{value}'", nearest(value, allowed))
     if plot is not None and not sweep:
         raise InputError("--plot", "draws sizes, and there is one", "add --sweep")
     drawing = None if plot is None else picture(plot, "--plot")

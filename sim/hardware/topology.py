@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import yaml
 
 from sim.collector import collector_paused
 from sim.errors import InputError, nearest
@@ -19,6 +19,7 @@ from sim.hardware.loads import EdgeTable, Loads, Pairs
 from sim.hardware.routing import Edge, Route, Router
 from sim.hardware.topology_build import GraphBuilder
 from sim.hardware.topology_language import DIRECT_KINDS, PCIE_KINDS, CalibrationSpec, TopologySpec, read_spec
+from sim.yaml_text import load_yaml_file
 
 
 @dataclass(slots=True)
@@ -194,7 +195,7 @@ def build_topology(
         graph=graph,
         gpus=gpus,
         node_of={name: graph.nodes[name]["node"] for name in gpus},
-        gpu_kind=dict.fromkeys(gpus, gpu or spec.gpu),
+        gpu_kind=dict.fromkeys(gpus, gpu or gpu_name(spec.gpu, f"{where}: gpu")),
         gpu_speed=builder.speed,
         parameters=values,
         calibration=dict(spec.calibration),
@@ -209,7 +210,8 @@ def _parameters(spec: TopologySpec, given: Mapping[str, Any], where: str) -> dic
         if name not in spec.parameters:
             raise InputError(key, f"is an unknown key, and no parameter of {where}",
                              nearest(name, [*spec.parameters, "topology", "gpu", "overrides"]))  # fmt: skip
-        if isinstance(value, str) != isinstance(spec.parameters[name], str) or isinstance(value, (bool, list, dict)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not (isinstance(value, str) if isinstance(spec.parameters[name], str) else number):
             raise InputError(key, f"got {value!r}", f"{where} has {spec.parameters[name]!r}")
     return {**spec.parameters, **given}
 
@@ -223,13 +225,12 @@ def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         way = " -> ".join(file.name for file in chain[above.index(path.resolve()) :])
         raise InputError(f"{above[-1].name}: base", f"leads back to itself ({way})", "name another file, or none")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        problem = f"is not readable as YAML ({str(error).splitlines()[0]})"
-        raise InputError(str(path), problem, "give a topology file, or a name: `twowalls list topologies`") from None
+    data = load_yaml_file(path, "give a topology file, or a name: `twowalls list topologies`")
     if not isinstance(data, dict):
-        raise InputError(path.name, "holds no topology", "name:, gpu:, parameters:, node: ...")
+        raise InputError(str(path), "holds no topology", "name:, gpu:, parameters:, node: ...")
+    for key, kind, words in (("parameters", dict, "names and values"), ("overrides", list, "a list")):
+        if not isinstance(data.get(key, kind()), kind):
+            raise InputError(f"{path.name}: {key}", f"got {data[key]!r}", f"write {words}")
     base = data.pop("base", None)
     if base is None:
         return data

@@ -50,36 +50,49 @@ class GraphBuilder:
         self.numbers = {name: value for name, value in parameters.items() if not isinstance(value, str)}
         self.graph: nx.DiGraph = nx.DiGraph()
         self.node = self._part(spec.node, "node")
+        self.nodes = self._count_nodes()
         self.fabric = self._part(spec.fabric, "fabric")
         self.speed: dict[str, float] = {}
 
     def build(self) -> nx.DiGraph:
-        nodes = Expression("nodes", self.numbers, f"{self.where}: parameters.nodes").whole()
-        if nodes < 1:
-            raise InputError(f"{self.where}: parameters.nodes", f"got {nodes}", "at least 1")
-        parts = sum(len(self.node.names(name)) for name in self.node.components)
-        if nodes * parts > MOST_PARTS:
-            problem = f"got {nodes:,}, a cluster of {nodes * parts:,} GPUs, switches and NICs"
-            raise InputError("cluster.nodes", problem, f"at most {MOST_PARTS // parts:,} of these nodes")
         template = [
             edge for n, link in enumerate(self.spec.node.links) for edge in self._inside(link, f"node.links[{n}]")
         ]
-        for number in range(nodes):
+        for number in range(self.nodes):
             prefix = f"n{number}."
             self._add_components(self.node, prefix, f"n{number}")
             self._add_edges((prefix + a, prefix + b, attributes) for a, b, attributes in template)
         self._add_components(self.fabric, "", None)
         for n, link in enumerate(self.spec.fabric.links):
-            self._add_edges(self._across(link, nodes, f"fabric.links[{n}]"))
+            self._add_edges(self._across(link, self.nodes, f"fabric.links[{n}]"))
         for n, override in enumerate(self.spec.overrides):
             self._override(override, f"{self.where}: overrides[{n}]")
         return self.graph
+
+    def _count_nodes(self) -> int:
+        """How many nodes there are; raises InputError where that is no number, or one too large."""
+        where = f"{self.where}: parameters.nodes"
+        if "nodes" not in self.numbers:
+            found = f"got {self.parameters['nodes']!r}" if "nodes" in self.parameters else "is missing"
+            raise InputError(where, found, "write how many there are, such as nodes: 1")
+        nodes = Expression("nodes", self.numbers, where).whole()
+        if nodes < 1:
+            raise InputError(where, f"got {nodes}", "at least 1")
+        parts = sum(1 if count is None else count for count in self.node.counts.values())
+        if nodes * parts > MOST_PARTS:
+            problem = f"got {nodes:,}, a cluster of {nodes * parts:,} GPUs, switches and NICs"
+            raise InputError("cluster.nodes", problem, f"at most {MOST_PARTS // parts:,} of these nodes")
+        return nodes
 
     def _part(self, part: PartSpec, label: str) -> _Part:
         counts: dict[str, int | None] = {}
         for name, component in part.components.items():
             where = f"{self.where}: {label}.components.{name}.count"
-            counts[name] = None if component.count is None else Expression(component.count, self.numbers, where).whole()
+            count = None if component.count is None else Expression(component.count, self.numbers, where).whole()
+            least = 1 if component.type == "gpu" else 0
+            if count is not None and not least <= count <= MOST_PARTS:
+                raise InputError(where, f"got {count:,}", f"allowed: {least} to {MOST_PARTS:,}")
+            counts[name] = count
         return _Part(part.components, counts)
 
     def _add_components(self, part: _Part, prefix: str, node: str | None) -> None:
@@ -130,6 +143,10 @@ class GraphBuilder:
         names, all_targets = sources.names(source_name), targets.names(target_name)
         for i in self._chosen(source_index, len(names), {}, f"{where}.from"):
             chosen = self._chosen(target_index, len(all_targets), {"i": i}, f"{where}.to")
+            if source_index is not None and target_index is not None and names[i] == all_targets[chosen[0]]:
+                raise InputError(
+                    f"{where}.to", f"got '{link.to}', which joins {names[i]} to itself", "name another end"
+                )
             yield i, names[i], [all_targets[j] for j in chosen], target_index is not None
 
     def _ends_by_node(self, link: LinkSpec, nodes: int, where: str) -> Iterator[tuple[str, str]]:
@@ -157,15 +174,17 @@ class GraphBuilder:
 
     def _attributes(self, link: LinkSpec, where: str) -> dict[str, Any]:
         bandwidth = self._quantity(link.bandwidth, "bytes_per_s", f"{where}.bandwidth")
-        times = Expression(link.times, self.numbers, f"{where}.times").value()
-        if bandwidth * times <= 0:
+        times = Expression(link.times, self.numbers, f"{where}.times").positive()
+        if bandwidth <= 0:
             raise InputError(
                 f"{where}.bandwidth", f"got '{link.bandwidth}'", "more than 0; `missing` takes a link away"
             )
         latency = self._quantity(link.latency, "s", f"{where}.latency")
+        if latency < 0:
+            raise InputError(f"{where}.latency", f"got '{link.latency}'", "a time is zero or longer")
         return {"bandwidth_bytes_per_s": bandwidth * times, "latency_s": latency, "kind": link.kind}
 
-    def _quantity(self, text: str | int, dimension: str, where: str) -> float:
+    def _quantity(self, text: str | float, dimension: str, where: str) -> float:
         return units.parse(self.parameters.get(str(text), text), dimension, where)
 
     def _override(self, override: OverrideSpec, where: str) -> None:

@@ -26,20 +26,37 @@ class Expression:
         self.where = where
         self._code = _checked(self.text, set(names), where)
         self._names = {**_FUNCTIONS, **names}
+        self._used = {name: names[name] for name in names if name in self._code.co_names}
 
     def value(self, **names: float) -> float:
         """The number this expression has for these extra names (`i`, `node`)."""
         try:
-            return float(eval(self._code, {"__builtins__": {}}, {**self._names, **names}))
-        except (ZeroDivisionError, TypeError) as error:
-            raise InputError(self.where, f"'{self.text}' cannot be evaluated: {error}") from None
+            value = float(eval(self._code, {"__builtins__": {}}, {**self._names, **names}))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise InputError(self.where, f"'{self.text}' cannot be evaluated: {error}", self._given(names)) from None
+        if not math.isfinite(value):
+            raise InputError(self.where, f"'{self.text}' is beyond every number", self._given(names))
+        return value
+
+    def _given(self, names: Mapping[str, float]) -> str:
+        """The values of the names in it, for whoever wonders why it comes out as it does; empty if it has none."""
+        used = {name: names.get(name, value) for name, value in self._used.items()}
+        return "with " + ", ".join(f"{name} = {value}" for name, value in used.items()) if used else ""
 
     def whole(self, **names: float) -> int:
         """The value, which must be a whole number of at least 0."""
         value = self.value(**names)
         if value != int(value) or value < 0:
-            raise InputError(self.where, f"'{self.text}' is {value:g}; it must be a whole number of at least 0")
+            problem = f"'{self.text}' is {value:g}; it must be a whole number of at least 0"
+            raise InputError(self.where, problem, self._given(names))
         return int(value)
+
+    def positive(self) -> float:
+        """The value, which must be more than 0."""
+        value = self.value()
+        if value <= 0:
+            raise InputError(self.where, f"'{self.text}' is {value:g}; it must be more than 0", self._given({}))
+        return value
 
 
 def _checked(text: str, names: set[str], where: str) -> CodeType:

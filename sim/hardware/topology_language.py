@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from sim import units
 from sim.errors import InputError, nearest
 
 NVLINK_KINDS = ("nvlink2", "nvlink3", "nvlink4", "nvlink5")
@@ -30,13 +32,29 @@ ComponentType = Literal["gpu", "nvswitch", "pcie_switch", "cpu", "nic", "switch"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+
+def _time(value: str | int | float) -> str | int | float:
+    """`value` if it is a time of zero or more with its unit."""
+    try:
+        seconds = units.parse(value, "s")
+    except InputError as error:
+        problem, hint = error.problem, error.hint
+    else:
+        if seconds >= 0:
+            return value
+        problem, hint = f"got {value!r}", "a time is zero or longer"
+    raise PydanticCustomError("scenario", "{problem}", {"problem": problem, "hint": hint})
+
+
+Time = Annotated[str | int | float, AfterValidator(_time)]
 
 
 class ComponentSpec(_Strict):
     type: ComponentType
     """gpu, nvswitch, pcie_switch, cpu (a socket: root complex and host memory), nic, switch."""
-    count: str | int | None = None
+    count: str | int | float | None = None
     """How many; without it there is one, whose name carries no number."""
     in_network_reduction: bool = False
     """Whether the switch adds up what passes (NVLink SHARP, InfiniBand SHARP)."""
@@ -46,9 +64,9 @@ class LinkSpec(_Strict):
     from_: str = Field(alias="from")
     to: str
     kind: str
-    bandwidth: str
+    bandwidth: str | int | float
     """Bytes or bits a second in one direction, or the name of a parameter that holds them."""
-    latency: str | int
+    latency: str | int | float
     """One way, or the name of a parameter."""
     times: str | int | float = 1
     """Parallel cables: the bandwidth is multiplied by it, the latency is not."""
@@ -64,7 +82,7 @@ class OverrideSpec(_Strict):
 
     link: tuple[str, str] | None = None
     bandwidth_fraction: float | None = Field(default=None, gt=0)
-    extra_latency: str | int | None = None
+    extra_latency: Time | None = None
     missing: bool = False
     gpu: str | None = None
     speed: float | None = Field(default=None, gt=0)
@@ -74,8 +92,8 @@ class OverrideSpec(_Strict):
 class CalibrationSpec(_Strict):
     """Measured behaviour of one link kind of this fabric, in place of the built-in constants."""
 
-    start: str | int | None = None
-    step_overhead: str | int | None = None
+    start: Time | None = None
+    step_overhead: Time | None = None
     efficiency: float | None = Field(default=None, gt=0, le=1)
     error: float | None = Field(default=None, ge=0)
     """Fraction within which nine in ten measured times lie; that of the built-in constants if not given."""
@@ -131,13 +149,18 @@ def _explained(error: ValidationError, where: str) -> InputError:
     first = min(
         error.errors(), key=lambda one: one["type"] == "missing"
     )  # a key is often missing because it is misspelt
-    path = ".".join(str(part) for part in first["loc"])
+    of_union = first["loc"][-1] in ("str", "int", "float")
+    path = ".".join(str(part) for part in (first["loc"][:-1] if of_union else first["loc"]))
+    if first["type"] == "scenario":
+        return InputError(f"{where}: {path}", first["ctx"]["problem"], first["ctx"]["hint"])
     if first["type"] == "extra_forbidden":
         return InputError(f"{where}: {path}", "unknown key", nearest(str(first["loc"][-1]), _allowed(first["loc"])))
     if first["type"] == "missing":
         hint = "is this a topology file? `twowalls list topologies` names those that come with twowalls"
         return InputError(f"{where}: {path}", "is missing", hint)
     got = f"got {first['input']!r}"
+    if of_union:
+        return InputError(f"{where}: {path}", got[:80], "write a finite number, or text")
     return InputError(f"{where}: {path}", got[:80], f"{first['msg'][0].lower()}{first['msg'][1:]}")
 
 

@@ -7,45 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sim.errors import InputError, nearest
+from sim.yaml_text import load_yaml, load_yaml_file
 
 _SHOWN = 8
 """Mistakes that one message lists: a file with more is no scenario at all."""
-
-_BOOL, _TEXT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_Base):  # type: ignore[misc]
-    """Safe YAML that refuses a key written twice, and reads 1e3 as a number and the key `on` as a name, as YAML 1.2 does."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is no name", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' twice", key.start_mark)
-            seen.add(key.value)
-            if key.tag == _BOOL:
-                key.tag = _TEXT
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-def _add_plain_exponents() -> None:
-    import re
-
-    _Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-
-_add_plain_exponents()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -54,27 +23,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not YAML, a key twice, empty, or anything but a mapping of names.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read ({error.strerror})", "give the path of a YAML file") from None
-    except UnicodeDecodeError:
-        raise InputError(str(path), "is not UTF-8 text", "give the path of a YAML file") from None
-    return parse_yaml(text, str(path))
+    return _mapping(load_yaml_file(path, "give the path of a YAML file"), str(path))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping in `text`; errors begin with `where`. Raises InputError as `read_yaml` does."""
-    try:
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{where}:{mark.line + 1}" if mark and "\n" in text else where
-        raise InputError(place, f"is not valid YAML: {error.problem}", "check indentation and brackets") from None
-    except yaml.YAMLError as error:
-        raise InputError(where, f"is not valid YAML: {str(error).splitlines()[0]}", "write plain text") from None
-    except RecursionError:
-        raise InputError(where, "is nested too deeply", "a scenario has three or four levels") from None
+    return _mapping(load_yaml(text, where), where)
+
+
+def _mapping(data: object, where: str) -> dict[str, Any]:
+    """`data` if it is keys and values; raises InputError else."""
     if data is None:
         raise InputError(where, "is empty", "a scenario needs at least model, cluster and workload")
     if not isinstance(data, dict):
