@@ -180,11 +180,13 @@ def test_turbominds_first_token_takes_a_decode_after_the_prompt():
     ("gpu", "topology"),
     [
         ("A100-SXM4-80GB", "dgx-a100"), ("H100-SXM-80GB", "dgx-h100"), ("H200-SXM-141GB", "dgx-h200"),
-        ("B200-180GB", "hgx-b200"), ("L40S", "pcie-box-l40s"), ("MI300X", "mi300x-platform"), ("H100-PCIe", "pcie-box-l40s"),
+        ("B200-180GB", "hgx-b200"), ("L40S", "pcie-box-l40s"), ("MI300X", "mi300x-platform"),
+        ("H100-PCIe", "pcie-box-rtx-pro-6000"),
         ("B300-SXM", "hgx-b300"), ("GB300", "gb300-nvl72"), ("MI355X", "mi355x-platform"), ("MI350X", "mi355x-platform"),
         ("MI325X", "mi300x-platform"), ("H200-NVL-141GB", "pcie-box-h200-nvl"), ("RTX 5090", "rtx-5090-box"),
-        ("RTX 3090", "rtx-4090-box"), ("T4", "pcie-box-t4"), ("A10", "pcie-box-l40s"), ("A10G", "pcie-box-a10g"),
-        ("RTX A6000", "pcie-box-l40s"), ("A40", "pcie-box-l40s"), ("RTX PRO 6000", "pcie-box-rtx-pro-6000"),
+        ("RTX 3090", "rtx-4090-box"), ("T4", "pcie-box-t4"), ("A10", "pcie4-box"), ("A10G", "pcie-box-a10g"),
+        ("RTX A6000", "pcie4-box"), ("A40", "pcie4-box"), ("RTX PRO 6000", "pcie-box-rtx-pro-6000"),
+        ("H800", "hgx-h800"), ("H100-NVL", "pcie-box-h100-nvl"), ("L40", "pcie4-box"), ("A100-PCIe-80GB", "pcie4-box"),
     ],
 )  # fmt: skip
 def test_every_gpu_stands_in_its_machine(gpu: str, topology: str):

@@ -17,9 +17,9 @@ from sim.hardware.topology_summary import summarise
 
 NAMES = [
     "cloud-h100-100gbe", "cloud-h100-10gbe", "cloud-h100-25gbe", "dgx-1-v100", "dgx-a100", "dgx-h100", "dgx-h200",
-    "fat-tree-oversubscribed", "gb200-nvl72", "gb300-nvl72", "hgx-b200", "hgx-b300", "mi300x-platform", "mi355x-platform",
-    "pcie-box-a10g", "pcie-box-h200-nvl", "pcie-box-l40s", "pcie-box-rtx-pro-6000", "pcie-box-t4", "rail-leaf-spine",
-    "rtx-4090-box", "rtx-5090-box",
+    "fat-tree-oversubscribed", "gb200-nvl72", "gb300-nvl72", "hgx-b200", "hgx-b300", "hgx-h800", "mi300x-platform",
+    "mi355x-platform", "pcie-box-a10g", "pcie-box-h100-nvl", "pcie-box-h200-nvl", "pcie-box-l40s",
+    "pcie-box-rtx-pro-6000", "pcie-box-t4", "pcie4-box", "rail-leaf-spine", "rtx-4090-box", "rtx-5090-box",
 ]  # fmt: skip
 
 
@@ -114,6 +114,12 @@ def test_four_bridged_cards_are_a_domain_of_their_own() -> None:
     assert box.domain("n0.g0") == box.domain("n0.g3") != box.domain("n0.g4")
     assert box.route("n0.g0", "n0.g3").bandwidth_bytes_per_s == 150e9
     assert box.route("n0.g3", "n0.g4").kind in ("pcie5", "socket")
+
+
+def test_bridged_pairs_reach_each_other_by_nvlink_and_other_cards_by_pcie() -> None:
+    box = load_topology("pcie-box-h100-nvl", {})
+    assert box.route("n0.g2", "n0.g3").bandwidth_bytes_per_s == 300e9
+    assert box.route("n0.g1", "n0.g2").bandwidth_bytes_per_s == 40e9
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("cloud")])

@@ -20,12 +20,13 @@ from sim.studies.measured_rows import MeasuredRow, tokens
 TOPOLOGIES: tuple[tuple[str, str, int], ...] = (
     ("gb300", "gb300-nvl72", 4), ("gb200", "gb200-nvl72", 4), ("b300", "hgx-b300", 8), ("b200", "hgx-b200", 8),
     ("gh200", "dgx-h100", 8), ("h200-nvl", "pcie-box-h200-nvl", 8), ("h200", "dgx-h200", 8),
-    ("h100-pcie", "pcie-box-l40s", 8), ("h100-nvl", "pcie-box-l40s", 8), ("h100", "dgx-h100", 8), ("h800", "dgx-h100", 8),
-    ("h20", "dgx-h100", 8), ("a100-pcie", "pcie-box-l40s", 8), ("a100", "dgx-a100", 8), ("a10g", "pcie-box-a10g", 8),
+    ("h100-pcie", "pcie-box-rtx-pro-6000", 8), ("h100-nvl", "pcie-box-h100-nvl", 8), ("h100", "dgx-h100", 8),
+    ("h800", "hgx-h800", 8),
+    ("h20", "dgx-h100", 8), ("a100-pcie", "pcie4-box", 8), ("a100", "dgx-a100", 8), ("a10g", "pcie-box-a10g", 8),
     ("rtx-5090", "rtx-5090-box", 8), ("rtx-4090", "rtx-4090-box", 8), ("rtx-3090", "rtx-4090-box", 8),
     ("rtx-pro-6000", "pcie-box-rtx-pro-6000", 8),
     ("mi35", "mi355x-platform", 8), ("mi3", "mi300x-platform", 8), ("v100", "dgx-1-v100", 8), ("t4", "pcie-box-t4", 8),
-    ("", "pcie-box-l40s", 8),
+    ("l40s", "pcie-box-l40s", 8), ("", "pcie4-box", 8),
 )  # fmt: skip
 """Beginning of a catalogue GPU's name -> the machine it usually stands in, and its GPUs."""
 RACKS = frozenset({"gb200-nvl72", "gb300-nvl72"})
