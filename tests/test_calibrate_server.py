@@ -143,6 +143,29 @@ def test_the_command_takes_another_tools_file(folder: Path) -> None:
     assert "entry" in text
 
 
+RESULT = {"mean_ttft_ms": 40.0, "completed": 10, "total_input_tokens": 800, "total_output_tokens": 200}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"completed": 0}, "holds no answered request"),
+        ({"mean_ttft_ms": float("nan")}, "got nan as its mean ttft"),
+        ({"mean_ttft_ms": -40.0}, "got -0.04 as its mean ttft"),
+        ({"total_input_tokens": -800}, "got -80.0 as its mean prompt tokens"),
+        ({"max_concurrency": "many"}, "got 'many' as its concurrency"),
+        ({"request_rate": 0}, "got 0.0 as its request rate"),
+    ],
+)
+def test_numbers_that_no_run_has_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    file = tmp_path / "odd.json"
+    file.write_text(json.dumps(RESULT | {"request_rate": float("inf")}))
+    assert read_benchmark(file).request_rate is None
+    file.write_text(json.dumps(RESULT | changes))
+    with pytest.raises(InputError, match=f"odd.json: {message}"):
+        read_benchmark(file)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -8,6 +8,7 @@ summary_lifecycle_metrics.json. The mean gap after the first token of a request 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,22 @@ def read_benchmark(path: Path) -> Benchmark:
                 raise InputError(str(path), f"lacks what its tool writes ({error})", KNOWN) from None
             if not found.latencies_s:
                 raise InputError(str(path), "holds no latencies", "stream the answers when measuring")
+            _check_numbers(found, str(path))
             return found
     raise InputError(str(path), "is the result of no tool known here", KNOWN)
+
+
+def _check_numbers(found: Benchmark, where: str) -> None:
+    """Raises InputError for the first that is no finite number above zero."""
+    numbers: dict[str, Any] = {
+        f"{statistic} {latency}": value for (latency, statistic), value in found.latencies_s.items()
+    }
+    numbers |= {"number of requests": found.requests, "mean prompt tokens": found.input_tokens}
+    numbers |= {"mean output tokens": found.output_tokens, "concurrency": found.concurrency}
+    numbers |= {"request rate": found.request_rate}
+    for name, value in numbers.items():
+        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            raise InputError(where, f"got {value!r} as its {name}", "expected a number above zero")
 
 
 def _vllm(data: Mapping[str, Any], where: str) -> Benchmark:
@@ -74,9 +89,11 @@ def _vllm(data: Mapping[str, Any], where: str) -> Benchmark:
     }
     requests, rate = data["completed"], data.get("request_rate")
     limit = data.get("max_concurrency")
+    if not requests:
+        raise InputError(where, "holds no answered request", "look into its `errors`, and measure again")
     return Benchmark(
         "vllm bench serve", found, requests, data["total_input_tokens"] / requests, data["total_output_tokens"] / requests,
-        limit, None if rate in (None, "inf") else float(rate),
+        limit, None if rate in (None, "inf", math.inf) else float(rate),
     )  # fmt: skip
 
 
