@@ -195,11 +195,27 @@ def test_prices_are_the_users_own(tmp_path: Path) -> None:
         ("{h100: {topology: dgx-h1000, price: 1 $/h}}", r"mine\.yaml: gpus\.h100\.topology: got 'dgx-h1000'"),
         ("{h100: {topology: dgx-h100, price: -1 $/h}}", r"mine\.yaml: gpus\.h100\.price: got '-1 \$/h'"),
         ("{h1000: {topology: dgx-h100, price: 1 $/h}}", r"mine\.yaml: gpus\.h1000: got 'h1000'"),
+        ("{h100: {topology: dgx-h100, price: 1}}", r"gpus\.h100\.price: got 1\.0, a number without a unit"),
+        (
+            "{h100: {topology: dgx-h100, price: 1 $/h, idle_power: -1 W}}",
+            r"gpus\.h100\.idle_power: got '-1 W'\n  .* 700 W",
+        ),
+        (
+            "{h100: {topology: dgx-h100, price: 1 $/h, idle_power: 7 kW}}",
+            r"gpus\.h100\.idle_power: got '7 kW'\n  .* 700 W",
+        ),
+        (
+            "{h100: {topology: dgx-h100, price: 1 $/h}, h100-sxm: {topology: dgx-h100, price: 2 $/h}}",
+            r"mine\.yaml: gpus\.h100-sxm: is the GPU that h100 names too",
+        ),
         ("{}", r"mine\.yaml: gpus: names no GPU"),
     ):
         mine.write_text(f"date: 2026-01\ngpus: {offers}\n")
         with pytest.raises(InputError, match=problem):
             load_prices(mine)
+    mine.write_text("")
+    with pytest.raises(InputError, match=r"mine\.yaml: is empty\n  it should look like prices\.yaml"):
+        load_prices(mine)
     with pytest.raises(InputError, match="--gpus: got 'h1000'"):
         shipped.chosen(["h1000"])
     for wrong in ("chats", str(tmp_path / "absent.yaml")):

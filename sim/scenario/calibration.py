@@ -125,7 +125,7 @@ def load_calibration(path: str | Path, where: str) -> Calibration:
     """
     file = Path(path)
     try:
-        data = read_yaml(file)
+        data = read_yaml(file, "`twowalls calibrate` writes one with --out")
     except InputError as error:
         raise InputError(f"{where}: {error.where}", error.problem, error.hint) from None
     try:

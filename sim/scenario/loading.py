@@ -13,28 +13,32 @@ from pydantic_core import ErrorDetails
 from sim.errors import InputError, nearest
 from sim.yaml_text import load_yaml, load_yaml_file
 
+_SCENARIO = "a scenario needs at least model, cluster and workload"
 _SHOWN = 8
 """Mistakes that one message lists: a file with more is no scenario at all."""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, hint: str = _SCENARIO) -> dict[str, Any]:
     """The mapping in the YAML file `path`.
+
+    Args:
+        hint: what the file should hold, for the message if it is empty.
 
     Raises:
         InputError: no such file, not YAML, a key twice, empty, or anything but a mapping of names.
     """
-    return _mapping(load_yaml_file(path, "give the path of a YAML file"), str(path))
+    return _mapping(load_yaml_file(path, "give the path of a YAML file"), str(path), hint)
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """The mapping in `text`; errors begin with `where`. Raises InputError as `read_yaml` does."""
-    return _mapping(load_yaml(text, where), where)
+    return _mapping(load_yaml(text, where), where, _SCENARIO)
 
 
-def _mapping(data: object, where: str) -> dict[str, Any]:
+def _mapping(data: object, where: str, hint: str) -> dict[str, Any]:
     """`data` if it is keys and values; raises InputError else."""
     if data is None:
-        raise InputError(where, "is empty", "a scenario needs at least model, cluster and workload")
+        raise InputError(where, "is empty", hint)
     if not isinstance(data, dict):
         raise InputError(
             where,

@@ -63,9 +63,9 @@ class Prices:
 class _OfferFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     topology: str
-    price: str
+    price: str | float
     source: str = ""
-    idle_power: str | None = None
+    idle_power: str | float | None = None
 
 
 class _PricesFile(BaseModel):
@@ -83,7 +83,7 @@ def load_prices(path: Path = SHIPPED) -> Prices:
         InputError: the file is wrong, or names a GPU that is not in the catalogue.
     """
     try:
-        file = _PricesFile.model_validate(read_yaml(path))
+        file = _PricesFile.model_validate(read_yaml(path, f"it should look like {SHIPPED.name}"))
     except ValidationError as error:
         # a misspelt key is also one that is missing; what was written says more than what was not
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
@@ -93,8 +93,15 @@ def load_prices(path: Path = SHIPPED) -> Prices:
         raise InputError(f"{path}: {place}", problem, hint) from None
     if not file.gpus:
         raise InputError(f"{path}: gpus", "names no GPU", "give one a topology and a price")
-    found = [_offer(name, offer, path) for name, offer in file.gpus.items()]
-    return Prices(str(file.date), file.source, {offer.gpu: offer for offer in found})
+    found: dict[str, Offer] = {}
+    names: dict[str, str] = {}
+    for name, asked in file.gpus.items():
+        offer = _offer(name, asked, path)
+        if offer.gpu in found:
+            problem = f"is the GPU that {names[offer.gpu]} names too"
+            raise InputError(f"{path}: gpus.{name}", problem, "give each GPU one price")
+        found[offer.gpu], names[offer.gpu] = offer, name
+    return Prices(str(file.date), file.source, found)
 
 
 def _offer(name: str, offer: _OfferFile, path: Path) -> Offer:
@@ -105,5 +112,8 @@ def _offer(name: str, offer: _OfferFile, path: Path) -> Offer:
     price = parse(offer.price, "usd_per_h", f"{where}.price")
     if price <= 0:
         raise InputError(f"{where}.price", f"got '{offer.price}'", "a price is above 0")
-    idle = None if offer.idle_power is None else parse(offer.idle_power, "w", f"{where}.idle_power")
-    return Offer(gpu.name, beside, price, gpu.power_w, gpu.idle_power_w if idle is None else idle, offer.source)
+    idle_w = gpu.idle_power_w if offer.idle_power is None else parse(offer.idle_power, "w", f"{where}.idle_power")
+    if offer.idle_power is not None and not 0 <= (idle_w or 0.0) <= gpu.power_w:
+        hint = f"zero or more, and at most the printed limit of {gpu.power_w:g} W"
+        raise InputError(f"{where}.idle_power", f"got '{offer.idle_power}'", hint)
+    return Offer(gpu.name, beside, price, gpu.power_w, idle_w, offer.source)
