@@ -18,6 +18,7 @@ from sim.errors import InputError
 from sim.scenario import Scenario
 from sim.studies.estimate import Estimate, estimate
 from sim.studies.sweep import GPU_AXIS, USER_AXIS, Axis, Point, grid, metric_key, pareto
+from sim.studies.sweep_plot import pareto_figure
 
 SCENARIO = small(30)
 
@@ -114,6 +115,24 @@ def test_nothing_beats_a_point_of_the_front_and_something_beats_every_other(plac
     for user, gpu in places:
         beaten = any(u >= user and g >= gpu and (u, g) != (user, gpu) for u, g in places)
         assert beaten == ((user, gpu) not in front)
+
+
+def test_no_label_of_the_front_is_cut_off_or_lies_under_the_legend() -> None:
+    """Points that are much alike to a user stand at the right edge, the best of them at the top."""
+    found = [
+        Point({"a": n}, {"done": 1}, "", {USER_AXIS: Estimate(user, None, 1), GPU_AXIS: Estimate(gpu, None, 1)})
+        for n, (user, gpu) in enumerate([(132.5, 674.0), (138.0, 491.0), (142.0, 269.0), (144.0, 142.0)])
+    ]
+    figure = pareto_figure([Axis("a", (0, 1, 2, 3))], found)
+    figure.canvas.draw()
+    (chart,) = figure.axes
+    legend = chart.get_legend()
+    assert legend is not None
+    labels = [text.get_window_extent() for text in chart.texts]
+    assert [text.get_text() for text in chart.texts] == ["3", "2", "1", "0"]
+    for label in labels:
+        assert label.x1 < chart.get_window_extent().x1
+        assert not label.overlaps(legend.get_window_extent())
 
 
 def test_the_command_sweeps_plots_and_resumes(tmp_path: Path) -> None:

@@ -69,8 +69,9 @@ def pareto_figure(axes: Sequence[Axis], found: Sequence[Point]) -> Figure:
     """Every point by tokens/s a user and tokens/s a GPU, and the front that none of them beats."""
     figure, chart = new_figure()
     whole = [point for point in found if {USER_AXIS, GPU_AXIS} <= set(point.metrics)]
+    users, gpus = _places(whole)
     front = pareto(found)
-    chart.plot(*_places(whole), "o", color=COLOURS[7], alpha=0.6)
+    chart.plot(users, gpus, "o", color=COLOURS[7], alpha=0.6)
     chart.plot(*_places(front), "o-", color=COLOURS[0], label="no other point is better in both")
     varied = _varied(axes)
     for point in front:
@@ -79,13 +80,14 @@ def pareto_figure(axes: Sequence[Axis], found: Sequence[Point]) -> Figure:
         chart.annotate(label, place, xytext=(5, 5), textcoords="offset points", fontsize=7)
     if varied:
         chart.set_title("numbers: " + ", ".join(axis.label for axis in varied), fontsize=9, loc="right")
-    chart.margins(0.1)
     chart.set_xlabel("tokens/s a user (1 / median TPOT)")
     chart.set_ylabel("output tokens/s a GPU")
-    chart.set_xlim(left=0)
-    chart.set_ylim(bottom=0)
+    chart.set_xlim(
+        0, 1.1 * (max(users, default=0.0) or 1.0)
+    )  # of all from zero on, so that the last point's label has room
+    chart.set_ylim(0, 1.1 * (max(gpus, default=0.0) or 1.0))
     chart.grid(alpha=0.3)
-    chart.legend(frameon=False, loc="upper right")
+    chart.legend(frameon=False, loc="lower left")  # the front never goes there
     return figure
 
 
