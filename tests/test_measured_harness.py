@@ -4,6 +4,7 @@ import pytest
 from measured_row import case
 
 from sim.studies.measured_engines import engine_of, preset_name
+from sim.studies.validate import run_case
 
 
 def test_a_closed_loop_runs_ten_requests_a_user():
@@ -65,6 +66,56 @@ def test_tensorrt_llm_has_a_preset_for_each_of_its_backends():
 def test_an_engine_is_known_by_its_own_name_and_version(written: str, preset: str, version: str | None):
     found = engine_of(written)
     assert (found.preset, found.version, found.relative) == (preset, version, False)
+
+
+def test_vllm_runs_by_default_what_its_version_does_on_its_gpu():
+    def limits(**changes: object) -> tuple[object, ...]:
+        scenario = case(**{"load": "rate=4 req/s", "engine": "vllm 0.10.0"} | changes).scenario
+        assert scenario is not None
+        return tuple(scenario["engine"].get(key) for key in ("max_num_seqs", "max_num_batched_tokens", "scheduler"))
+
+    assert limits() == limits(gpu="MI300X") == (1024, 8192, None)
+    assert limits(gpu="A100-80G") == limits(gpu="L40S") == (256, 2048, None)
+    assert limits(load="Offline (all samples at once)") == (1024, 16384, None)
+    assert limits(conditions="max_num_seqs=512, max-num-batched-tokens 4096") == (512, 4096, None)
+    assert limits(engine="vllm 0.6.3") == (None, 8192, "prefill_first")
+
+
+def test_vllm_before_cuda_graphs_launches_every_kernel():
+    changes = {"load": "batch=1", "model": "llama-2-70b", "gpus": 8, "tensor": "8", "isl": "512"}
+    old, new = (run_case(case(engine=f"vllm {version}", **changes)) for version in ("0.2.0", "0.3.0"))
+    assert not isinstance(old, str)
+    assert not isinstance(new, str)
+    # splitwise-sim's H100 table (data/perf_model.csv): 53 ms, then 29.8 ms a token on eight GPUs as on four, of 80 layers
+    assert old.latencies_s["tpot"]["mean"] > 80 * 0.25e-3 > new.latencies_s["tpot"]["mean"]
+
+
+def test_sglang_computes_prompts_first_under_every_load():
+    for load in ("rate=4 req/s", "rate=inf", "5 req/s then 10 req/s"):
+        scenario = case(engine="sglang 0.4.3", load=load, isl="ShareGPT", osl="ShareGPT").scenario
+        assert scenario is not None
+        assert scenario["engine"]["scheduler"] == "prefill_first"
+        assert scenario["engine"]["max_num_seqs"] == 1024
+
+
+def test_sglang_starts_on_small_cards_whose_chunks_are_shorter():
+    """16 GB of weights, and the reserve of a chunk of 2,048 tokens, a quarter of that of 8,192."""
+    found = case(engine="sglang 0.4.3", gpu="L4", load="rate=1 req/s", isl="512", osl="16")
+    assert found.scenario is not None
+    assert found.scenario["engine"]["gpu_memory_utilization"] == pytest.approx(1 - 15.7 / 4 / 23.6, abs=0.01)
+    assert not isinstance(run_case(found), str)
+
+
+def test_stages_of_a_pipeline_are_scheduled_as_vllm_does():
+    for engine in ("sglang 0.5.6", "vllm 0.6.3"):
+        found = case(engine=engine, gpus=2, pipeline="2", isl="128", osl="8")
+        assert found.scenario is not None
+        assert "scheduler" not in found.scenario["engine"]
+        assert not isinstance(run_case(found), str)
+
+
+def test_a_static_batch_of_a_data_set_is_simulated():
+    assert case(engine="vllm 0.10.0", isl="ShareGPT", osl="ShareGPT", load="batch=4").scenario is not None
 
 
 def test_an_engine_that_nobody_modelled_has_the_times_of_a_relative_and_says_so():

@@ -24,6 +24,18 @@ SGLANG_RESERVE_BYTES = 15.7e9
 """What SGLang leaves free beside weights, cache and activations. Its `mem_fraction_static` is what a reserve in bytes leaves, not
 a share (server_args.py: most of it 1.5 MiB for each token of a chunk); 0.80 of an H100, of which the ledger counts 1.5 % of
 activations apart, is what six runs of 0.5.8 with 65 GB of weights show, and four of 0.5.1 that fill their cache."""
+SGLANG_CHUNKS = ((35, 2048), (60, 4096), (1024, 8192))
+"""(GiB below which, tokens) of a chunk of prompts in SGLang, for which most of that reserve is (server_args.py)."""
+SGLANG_SEQUENCES = {2048: 256, 4096: 256, 8192: 1024}
+"""Tokens of a chunk -> sequences that run at most. SGLang's own limit is 2,048 or more (model_runner.py): set by hand to what
+leaves room for the sampler, whose memory the ledger counts apart from the reserve."""
+VLLM_V1, VLLM_GRAPHS = (0, 8), (0, 3)
+"""Versions of vLLM from which on the V1 engine is the default, and iterations run from CUDA graphs (release notes of 0.8.0 and of
+0.2.7, the last of its line)."""
+VLLM_LARGE_BYTES = 70 * 2.0**30
+VLLM_LIMITS = {True: (1024, 8192, 16384), False: (256, 2048, 8192)}
+"""(max_num_seqs, max_num_batched_tokens as a server and as a library) of V1, on GPUs with at least so much memory but the A100,
+and on others (vllm/engine/arg_utils.py, from 0.8 on)."""
 CYCLED_PROMPTS = 100
 """AIPerf's default number of dataset entries (`--num-dataset-entries`), which requests take in turn."""
 CLIENT_S = 10e-3
@@ -92,7 +104,8 @@ def harness_of(row: MeasuredRow, load: Load) -> Harness:
             found.engine["async_scheduling"] = False
     found.reserves_whole_sequence = "trt" in row.engine.lower() or "tensorrt" in row.engine.lower()
     if preset == "sglang":
-        share = 1 - SGLANG_RESERVE_BYTES / load_gpu(row.gpu).visible_memory_bytes
+        visible_bytes, chunk = load_gpu(row.gpu).visible_memory_bytes, _sglang_chunk(row.gpu)
+        share = 1 - SGLANG_RESERVE_BYTES * chunk / SGLANG_CHUNKS[-1][1] / visible_bytes
         found.engine["gpu_memory_utilization"] = round(max(share, 0.5), 3)
     words = f"{row.conditions} {row.engine}".lower()
     _options(found, row, load, words, server)
@@ -111,8 +124,12 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str, server: E
         found.notes.append(
             "a nightly build of vLLM's own dashboard: from before it scheduled asynchronously by default"
         )
+    if found.preset == "vllm" and not server.relative and not row.id.startswith("aic"):
+        _vllm_defaults(found, row.gpu, server, in_process=load.kind == "static" or "offline" in row.load.lower())
     if load.kind == "closed_loop":
         _closed_loop(found, row, load, words, server)
+    elif found.preset == "sglang" and load.kind != "static":
+        engine |= {"scheduler": "prefill_first", "max_num_seqs": SGLANG_SEQUENCES[_sglang_chunk(row.gpu)]}
     if found.preset.startswith("trtllm") and load.kind in ("burst", "poisson"):
         engine["max_num_seqs"] = 2048
     if any(
@@ -124,11 +141,35 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str, server: E
     found.decodes_last_prompt_token = "turbomind" in words
 
 
+def _sglang_chunk(gpu: str) -> int:
+    """Tokens of a chunk of prompts that SGLang computes at once on `gpu`."""
+    gib = load_gpu(gpu).visible_memory_bytes / 2**30
+    return next(chunk for below, chunk in SGLANG_CHUNKS if gib < below)
+
+
+def _vllm_defaults(found: Harness, gpu: str, server: Engine, in_process: bool) -> None:
+    """What vLLM does unless it is told otherwise, by version and GPU."""
+    release = server.release
+    if release is not None and release < VLLM_V1:
+        found.engine["scheduler"] = "prefill_first"
+        found.notes.append("vLLM before its V1 engine: prompts first, and whole")
+        if release < VLLM_GRAPHS:
+            found.engine["cuda_graphs"] = False
+        return
+    device = load_gpu(gpu)
+    large = device.visible_memory_bytes >= VLLM_LARGE_BYTES and not device.name.startswith("a100")
+    sequences, server_tokens, tokens_in_process = VLLM_LIMITS[large]
+    budget = tokens_in_process if in_process else server_tokens
+    found.engine |= {"max_num_seqs": sequences, "max_num_batched_tokens": budget}
+
+
 def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str, server: Engine) -> None:
     """Users who send the next request when the last one is answered."""
     engine = found.engine
     nvidia = row.id.startswith("aic")
-    engine["max_num_seqs"] = load.count if nvidia else max(load.count, 256)
+    engine["max_num_seqs"] = load.count if nvidia else max(load.count, engine.get("max_num_seqs", 256))
+    if not nvidia and "max_num_batched_tokens" in engine:
+        engine["max_num_batched_tokens"] = max(engine["max_num_batched_tokens"], engine["max_num_seqs"])
     found.num_requests = 10 * load.count
     found.pause_s = TRTLLM_PAUSE_S if found.preset.startswith("trtllm") else PAUSE_S
     inference_max = re.search(r"inference ?max|infmax", f"{words} {row.publication}".lower()) is not None
@@ -168,10 +209,11 @@ def one_prompt_tokens(prompt_tokens: int, users: int) -> int:
 def _stated(found: Harness, conditions: str) -> None:
     """Engine options that the conditions state in so many words."""
     for key in ("max_num_seqs", "max_num_batched_tokens"):
-        if match := re.search(rf"{key}\s+(\d+)", conditions):
+        if match := re.search(rf"{key.replace('_', '[_-]')}[\s=:]+(\d+)", conditions):
             found.engine[key] = int(match[1])
     if match := re.search(
-        r"(?:gpu_mem(?:ory)?_util(?:ization)?|kv_cache_free_gpu_mem_fraction)\s+(0\.\d+)", conditions
+        r"(?:gpu[_-]mem(?:ory)?[_-]util(?:ization)?|mem[_-]fraction[_-]static|kv_cache_free_gpu_mem_fraction)[\s=:]+(0\.\d+)",
+        conditions,
     ):
         found.engine["gpu_memory_utilization"] = float(match[1])
     elif "trtllm-bench" in conditions:
@@ -180,6 +222,8 @@ def _stated(found: Harness, conditions: str) -> None:
         found.engine["gpu_memory_utilization"] = 0.99
     if "max runtime batch 4096" in conditions:
         found.engine["max_num_seqs"] = 4096
+    if re.search(r"enforce[_-]eager", conditions):
+        found.engine["cuda_graphs"] = False
     if "prefix caching ON" in conditions:
         found.engine["enable_prefix_caching"] = True
     if match := re.search(r"(\d+) distinct \S+ prompts cycled", conditions):
@@ -195,5 +239,6 @@ def _static(found: Harness, load: Load, row: MeasuredRow) -> None:
     """One batch, computed to its end."""
     found.engine["api_server"] = False
     found.num_requests = load.count
-    in_a_pass = min(STATIC_PASS_TOKENS, load.count * sum(tokens(row.isl)))
+    prompt = STATIC_PASS_TOKENS if "sharegpt" in row.isl.lower() else sum(tokens(row.isl))
+    in_a_pass = min(STATIC_PASS_TOKENS, load.count * prompt)
     found.engine |= {"max_num_seqs": load.count, "max_num_batched_tokens": max(in_a_pass, load.count)}

@@ -93,8 +93,10 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     weights, kv_cache = precision_of(row, harness)
     precision = {"weights": weights, "kv_cache": kv_cache, **_scales(row, weights)}
     deployment = deployment_of(row, harness, precision)
+    if deployment.get("pipeline_parallel_size", 1) > 1:
+        harness.engine.pop("scheduler", None)  # stages are scheduled as vLLM does
     if harness.engine.get("scheduler") == "prefill_first":
-        longest = sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
+        longest = 0 if "sharegpt" in row.isl.lower() else sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
         harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
     harness.engine = {key: value for key, value in harness.engine.items() if value is not None}
     if harness.preset not in ("vllm", "trtllm", "trtllm-cpp"):
