@@ -102,14 +102,11 @@ def collective(
 ) -> None:
     """How long a collective takes alone on a group of GPUs, by which algorithm, and what it puts on the wires."""
     from sim import units
-    from sim.cost.collectives import OPS, SOFTWARE, Communicator
-    from sim.errors import InputError, nearest
+    from sim.cost.collectives import Communicator
+    from sim.errors import InputError
     from sim.hardware.placement import place
 
-    named = (("--op", op, OPS), ("--software", software, SOFTWARE), ("--placement", placement, ("pack", "spread")))
-    for option, value, allowed in named:
-        if value not in allowed:
-            raise InputError(option, f"got '{value}'", nearest(value, allowed))
+    _check_names(op, software, placement)
     if plot is not None and not sweep:
         raise InputError("--plot", "draws sizes, and there is one", "add --sweep")
     drawing = None if plot is None else picture(plot, "--plot")
@@ -132,6 +129,17 @@ def collective(
         from sim.results.collective_plot import draw_collectives
 
         draw_collectives(times, f"{op} among {gpus} GPUs of {cluster.name}", drawing)
+
+
+def _check_names(op: str, software: str, placement: str) -> None:
+    """Raises InputError with the option whose name is not known."""
+    from sim.cost.collectives import OPS, SOFTWARE
+    from sim.errors import InputError, nearest
+
+    named = (("--op", op, OPS), ("--software", software, SOFTWARE), ("--placement", placement, ("pack", "spread")))
+    for option, value, allowed in named:
+        if value not in allowed:
+            raise InputError(option, f"got '{value}'", nearest(value, allowed))
 
 
 def _plain(time: CollectiveTime) -> dict[str, Any]:
