@@ -178,8 +178,8 @@ GOALS = {
     ("decode_attention", "fp8"): 0.08,
     ("prefill_mla", "bf16"): 0.05,
     ("prefill_mla", "fp8"): 0.05,
-    ("decode_mla", "bf16"): 0.12,
-    ("decode_mla", "fp8"): 0.12,
+    ("decode_mla", "bf16"): 0.08,
+    ("decode_mla", "fp8"): 0.09,
     ("moe", "bf16"): 0.15,
     ("moe", "fp8"): 0.1,
     ("moe", "fp8_block"): 0.12,
@@ -214,7 +214,7 @@ MISSED = {
     "l40s": {
         ("gemm", "bf16"): 0.107, ("gemm", "fp8"): 0.124, ("prefill_attention", "bf16"): 0.109,
         ("prefill_attention", "fp8"): 0.148, ("decode_attention", "bf16"): 0.106, ("decode_attention", "fp8"): 0.1,
-        ("prefill_mla", "bf16"): 0.09, ("decode_mla", "bf16"): 0.125, ("moe", "fp8"): 0.145,
+        ("prefill_mla", "bf16"): 0.087, ("moe", "fp8"): 0.145,
     },
     "rtx-pro-6000": {
         ("gemm", "nvfp4"): 0.108, ("prefill_attention", "fp8"): 0.116, ("decode_attention", "bf16"): 0.101,

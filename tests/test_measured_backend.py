@@ -278,14 +278,14 @@ def test_an_affine_fit_of_rows_that_are_all_fixed_cost_leaves_the_body_alone() -
 def module_rows(framework: str, slower: float) -> Iterator[dict[str, object]]:
     """Latent attention that takes `slower` times the roofline's time, with what the engine's module ran around it."""
     for sequences, step in itertools.product((1, 8, 64), (256, 4096, 65536)):
-        time = ROOFLINE.decode_mla(float(sequences), 16, 512, 64, "bf16")
-        own_s = time.fixed_s + sequences * step * (time.memory_s_per_token + time.compute_s_per_token)
-        engine = framework.lower()
-        beside_s = mla_module.beside_s(ROOFLINE, sequences, 16, "bf16", prefill=False, module=True, engine=engine)
+        c, context = ROOFLINE.latent_constants("bf16"), np.array(float(sequences * step))
+        seen_s = mla_module.measured_decode_s(
+            c, ROOFLINE, sequences, 16, context, "bf16", module=True, engine=framework.lower()
+        )
         yield {
             "framework": framework, "model": mla_module.MODEL, "kv_cache_dtype": "bfloat16", "gemm_type": "bfloat16",
             "mla_dtype": "bfloat16", "num_heads": 16, "batch_size": sequences, "step": step,
-            "latency": float(slower * (own_s + beside_s)) * 1e3,
+            "latency": float(slower * seen_s) * 1e3,
         }  # fmt: skip
 
 

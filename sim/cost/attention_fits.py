@@ -14,6 +14,12 @@ LONE_BYTES_PER_S = 26e9  # one thread block's loads from HBM, FlashAttention-2: 
 KEY_ELEMENTS = 40.0  # elements that a key costs beyond its own where few blocks walk a context (four GPUs' tables)
 WRITE_THREADS = 512.0  # a token's keys are written by so many threads at most (vLLM, reshape_and_cache_flash)
 WARP = 32.0  # threads
+BLOCK_HEADS = 16.0  # heads of a thread block of Triton's latent attention, the fewest rows of a product (vLLM, BLOCK_H)
+SPLIT_KEYS = (
+    512.0  # of a sequence that such a block walks (vLLM 0.24 on L40S and RTX PRO 6000: slower up to 512, flat beyond)
+)
+PARTIAL_BYTES = 4.0  # of an fp32 partial sum
+LATENT_RANK = 512.0  # of DeepSeek-V2 and V3, at which `key_s` of latent attention is quoted
 WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM while they are transposed
 
 
@@ -182,16 +188,23 @@ def decode_mla(
     kv_lora_rank: Floats | float,
     rope_dim: Floats | float,
     kv_dtype: str,
+    cold: Floats | float = 1.0,
+    splits: float | None = None,
 ) -> DecodeAttentionTime:
     """Absorbed multi-head latent attention: the latent is read once for all heads, and multiplied by each.
 
-    A sequence costs `tile_s` of an SM, and `head_s` for every head, whose queries and outputs are as wide as the latent.
+    A sequence costs `tile_s` of an SM, and `head_s` for every head, whose queries and outputs are as wide as the latent. Reading
+    takes `cold` of its time from HBM (1 but for a test bench). Constants without `split` are of Triton's kernel, which works
+    otherwise and had `splits` of a sequence once (`_decode_mla_in_blocks`).
     """
+    if "split" not in c:
+        return _decode_mla_in_blocks(c, gpu, sequences, heads, kv_lora_rank, rope_dim, kv_dtype, cold, splits)
     sequences, heads = array(sequences), array(heads)
     rank, rope = array(kv_lora_rank), array(rope_dim)
     token_bytes = (rank + rope) * kv_bytes(kv_dtype)
     busy = np.clip(sequences / gpu.sm_count, 1e-9, 1.0)
-    memory_s = np.hypot(streaming_s(c, gpu, token_bytes), token_bytes / (c["split"] * busy * gpu.hbm_bytes_per_s))
+    alone_s = token_bytes / (c["split"] * busy * gpu.hbm_bytes_per_s)
+    memory_s = np.hypot(cold * streaming_s(c, gpu, token_bytes), alone_s)
     software = attention_software(gpu)
     arithmetic = "fp8" if kv_dtype == "fp8" and software.multiplies_latents_in_fp8 else "bf16"
     tile = software.latent_tile_fp8 if kv_dtype == "fp8" else 1.0
@@ -199,6 +212,45 @@ def decode_mla(
     compute_s = 2 * multiplied * (2 * rank + rope) / (c["compute"] * gpu.flops_per_s[arithmetic]) + 0 * sequences
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + (c["tile_s"] + c["head_s"] * heads) * sequences / gpu.sm_count
+    return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
+
+
+def _decode_mla_in_blocks(
+    c: Constants,
+    gpu: Gpu,
+    sequences: Floats | float,
+    heads: Floats | float,
+    kv_lora_rank: Floats | float,
+    rope_dim: Floats | float,
+    kv_dtype: str,
+    cold: Floats | float,
+    splits: float | None,
+) -> DecodeAttentionTime:
+    """Absorbed latent attention in Triton (vLLM, triton_decode_attention): a thread block takes 16 heads of a sequence and some of
+    its keys, one after the other.
+
+    A key costs its SM `key_s`, and two products at the clock that the GPU's power leaves it. Since vLLM 0.24 a block walks 512
+    keys and the last wave is half empty in the mean; before, every sequence had `splits` (4) of them. The latents are read once for
+    every 16 heads where L2 does not hold what all sequences' blocks walk in the meantime, and each split writes
+    partial sums, which a second kernel reads.
+    """
+    sequences, heads = array(sequences), array(heads)
+    rank, rope = array(kv_lora_rank), array(rope_dim)
+    token_bytes = (rank + rope) * kv_bytes(kv_dtype)
+    blocks = np.ceil(heads / BLOCK_HEADS)
+    products_s = 2 * BLOCK_HEADS * (2 * rank + rope) * gpu.sm_count / gpu.flops_per_s["bf16"]
+    key_s = (c["key_s"] * rank / LATENT_RANK + products_s) / gpu.loaded_clock
+    walked = SPLIT_KEYS * sequences * token_bytes
+    missed = 1 / (1 + (gpu.l2_bytes / walked) ** 4)
+    read_bytes = token_bytes * (1 + (blocks - 1) * missed)
+    partial_bytes = 2 * PARTIAL_BYTES * heads * rank
+    if splits is None:
+        read_bytes = read_bytes + partial_bytes / SPLIT_KEYS
+        compute_s, walk_s = blocks * key_s / gpu.sm_count + 0 * sequences, 0.5 * SPLIT_KEYS * key_s
+    else:
+        compute_s, walk_s = np.hypot(blocks * key_s / gpu.sm_count, key_s / (splits * sequences)), 0.0
+    memory, compute = smooth_body(compute_s, cold * read_bytes / (c["memory"] * gpu.hbm_bytes_per_s), c["overlap"])
+    fixed_s = c["launch_s"] + walk_s + (c["tile_s"] + c["head_s"] * heads) * sequences / gpu.sm_count
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
 
 

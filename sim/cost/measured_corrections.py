@@ -19,7 +19,7 @@ from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.interpolation import Curve, LogGrid, affine_factors, kernel_share, log_grid
 from sim.cost.kernels import DecodeAttentionTime, Floats
 from sim.cost.measured_tables import Table
-from sim.cost.mla_module import NOPE, RANK, ROPE, V, beside_s
+from sim.cost.mla_module import NOPE, RANK, ROPE, V, beside_s, measured_decode_s
 from sim.cost.roofline import Roofline
 
 DECODE_CONTEXT = 64.0
@@ -229,7 +229,7 @@ def prefill_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str
 
 def decode_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str, module: bool) -> AffineCurve:
     """Corrections of latent decode attention by number of sequences; `module` as in `prefill_mla_curve`."""
-    host_s = roofline.constants("decode_mla", kv_dtype).get("host_s")
+    c = roofline.latent_constants(kv_dtype)
     peaks = Roofline(roofline.gpu, ideal=True)
 
     def factors(sequences: float, part: Table) -> Point:
@@ -237,9 +237,8 @@ def decode_mla_curve(roofline: Roofline, rows: Table, heads: int, kv_dtype: str,
         context = sequences * (part["step"] + (0 if module else 1))
         time = roofline.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         body_s = context * _slope_s(time)
-        own_s = time.fixed_s + body_s
-        beside = beside_s(roofline, sequences, heads, kv_dtype, prefill=False, module=module, engine=rows.engine)
-        measured_s = own_s * np.exp(_deviation(part["latency_s"], own_s + beside, host_s))
+        seen_s = measured_decode_s(c, roofline, sequences, heads, context, kv_dtype, module=module, engine=rows.engine)
+        measured_s = (time.fixed_s + body_s) * np.exp(_deviation(part["latency_s"], seen_s, c.get("host_s")))
         ideal = peaks.decode_mla(sequences, heads, RANK, ROPE, kv_dtype)
         return time.fixed_s + 0 * context, body_s, measured_s, _slope_s(ideal) / _slope_s(time)
 

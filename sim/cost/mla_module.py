@@ -11,13 +11,14 @@ and 40.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
-from sim.cost import fits
+from sim.cost import attention_fits, fits
 from sim.cost.attention_software import attention_software
-from sim.cost.fits import ACTIVATION_BYTES, array, cycles_per_s
+from sim.cost.fits import ACTIVATION_BYTES, Constants, array, cycles_per_s
+from sim.cost.formats import kv_bytes
 from sim.cost.kernels import Floats
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK
 from sim.cost.roofline import Roofline
@@ -32,6 +33,8 @@ MLA_SHAPE = (RANK, ROPE, NOPE, V)
 """kv_lora_rank, rope, nope and value dimensions of the measured latent attention."""
 ELEMENTWISE = 5
 """q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)."""
+OPERATOR_SPLITS = 4.0
+"""Thread blocks to which vLLM 0.14 gives the keys of a sequence and 16 heads (its num_kv_splits)."""
 
 MEASURED_FUSED = frozenset({"b200-sxm", "gb300"})
 """GPUs on which vLLM's modules were measured as engines run them; the GB300's in the newest of its tables only."""
@@ -61,6 +64,7 @@ def beside_s(
     prefill: bool,
     module: bool,
     engine: str = DEFAULT_FRAMEWORK,
+    cache_bytes: Floats | float = 0.0,
 ) -> Floats:
     """Seconds of what was measured together with latent attention over `tokens` with `heads`, on the GPU of `roofline`.
 
@@ -68,25 +72,79 @@ def beside_s(
         module: the projections around the attention were; else an operator was measured. vLLM's multiplies between latents and
             heads itself (A100: without that its prefill would err by 17 instead of 8 % when others foretell it).
         engine: whose; an empty one is the default.
+        cache_bytes: that the attention reads between two runs of the same projections.
     """
     tokens, heads = array(tokens), array(heads)
     own = engine in ("", DEFAULT_FRAMEWORK)
-    shapes: list[Shape] = [(heads * (NOPE + V), RANK)] if prefill else [(heads * RANK, NOPE), (heads * V, RANK)]
+    shapes = _products(heads, prefill, module, own)
+    moved = _moved_bytes(tokens, heads) if module else 0.0
+    around = _gemms_s(roofline, tokens, shapes, cache_bytes + moved)
     if not module:
-        return _gemms_s(roofline, tokens, shapes if own else [])
-    shapes += [(Q_RANK + RANK + ROPE, HIDDEN), (heads * (NOPE + ROPE), Q_RANK), (HIDDEN, heads * V)]
-    moved = 2 * ACTIVATION_BYTES * tokens * (Q_RANK + RANK + heads * (NOPE + ROPE))
-    around = _gemms_s(roofline, tokens, shapes) + roofline.elementwise(moved, ELEMENTWISE).total_s
+        return around
+    around = around + roofline.elementwise(moved, ELEMENTWISE).total_s
     if not own or roofline.gpu.name in MEASURED_FUSED:
         return around
     in_fp8 = kv_dtype == "fp8" and not prefill and attention_software(roofline.gpu).multiplies_latents_in_fp8
     return around + _native_s(roofline, tokens, heads, in_fp8)
 
 
-def _gemms_s(roofline: Roofline, tokens: Floats, shapes: Iterable[Shape]) -> Floats:
-    """Seconds of bf16 products with weights of n x k."""
-    c = roofline.constants("gemm", "bf16")
-    return sum((fits.gemm(c, roofline.gpu, tokens, n, k, "bf16").total_s for n, k in shapes), np.zeros_like(tokens))
+def measured_decode_s(
+    c: Constants,
+    roofline: Roofline,
+    sequences: Floats | float,
+    heads: Floats | float,
+    context_tokens: Floats,
+    kv_dtype: str,
+    *,
+    module: bool,
+    engine: str = DEFAULT_FRAMEWORK,
+) -> Floats:
+    """Seconds of a measured decode over contexts that sum to `context_tokens`, with what was measured beside its attention.
+
+    The attention has the constants `c`. It finds its cache in L2 where there is room for all that was measured. Operators are those
+    of vLLM 0.14, whose Triton kernel split every sequence in `OPERATOR_SPLITS` (other arguments as of `beside_s`).
+    """
+    sequences, heads = array(sequences), array(heads)
+    cache_bytes = context_tokens * (RANK + ROPE) * kv_bytes(kv_dtype)
+    products = _products(heads, False, module, engine in ("", DEFAULT_FRAMEWORK))
+    moved = _moved_bytes(sequences, heads) if module else 0.0
+    bench = roofline.constants("decode_attention", "bf16")
+    cold = fits.from_l2(bench, roofline.gpu, cache_bytes + moved + _weight_bytes(products))
+    splits = None if module else OPERATOR_SPLITS
+    time = attention_fits.decode_mla(c, roofline.gpu, sequences, heads, RANK, ROPE, kv_dtype, cold, splits)
+    own_s = time.fixed_s + context_tokens * (time.memory_s_per_token + time.compute_s_per_token)
+    return own_s + beside_s(
+        roofline, sequences, heads, kv_dtype, prefill=False, module=module, engine=engine, cache_bytes=cache_bytes
+    )
+
+
+def _products(heads: Floats, prefill: bool, module: bool, own: bool) -> list[Shape]:
+    """n and k of the products that were measured with the attention; `own`: by vLLM."""
+    latents: list[Shape] = [(heads * (NOPE + V), RANK)] if prefill else [(heads * RANK, NOPE), (heads * V, RANK)]
+    if not module:
+        return latents if own else []
+    return [*latents, (Q_RANK + RANK + ROPE, HIDDEN), (heads * (NOPE + ROPE), Q_RANK), (HIDDEN, heads * V)]
+
+
+def _moved_bytes(tokens: Floats, heads: Floats) -> Floats:
+    """Of queries and latents that the small kernels read and write."""
+    return 2 * ACTIVATION_BYTES * tokens * (Q_RANK + RANK + heads * (NOPE + ROPE))
+
+
+def _weight_bytes(shapes: Sequence[Shape]) -> Floats | float:
+    return sum(ACTIVATION_BYTES * array(n) * k for n, k in shapes)
+
+
+def _gemms_s(roofline: Roofline, tokens: Floats, shapes: Sequence[Shape], beside_bytes: Floats | float) -> Floats:
+    """Seconds of bf16 products with weights of n x k.
+
+    A bench that repeats a module finds their weights in L2 where there is room for all of it, as for the keys of a decode
+    attention (a bench of one product goes through several copies of its weights).
+    """
+    c, gpu = roofline.constants("gemm", "bf16"), roofline.gpu
+    room = {"warm_l2": roofline.constants("decode_attention", "bf16")["warm_l2"], "warm_time": c["warm_time"]}
+    cold = fits.from_l2(room, gpu, beside_bytes + _weight_bytes(shapes))
+    return sum((fits.gemm(c, gpu, tokens, n, k, "bf16", cold).total_s for n, k in shapes), np.zeros_like(tokens))
 
 
 def _native_s(roofline: Roofline, tokens: Floats, heads: Floats, in_fp8: bool) -> Floats:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sim.cost import attention_fits, fits
+from sim.cost.attention_software import attention_software
 from sim.cost.fits import Constants
 from sim.cost.formats import STATIC_SCALES, Quantisation, kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
@@ -169,9 +170,14 @@ class Roofline:
     def decode_mla(
         self, sequences: Floats | float, heads: int, kv_lora_rank: int, rope_dim: int, kv_dtype: str
     ) -> DecodeAttentionTime:
-        """Absorbed multi-head latent attention, one query token a sequence, the latent read once for all heads."""
-        c = self.constants("decode_mla", _KV_KEYS.get(kv_dtype, kv_dtype))
+        """Absorbed multi-head latent attention, one query token a sequence."""
+        c = self.latent_constants(kv_dtype)
         return attention_fits.decode_mla(c, self.gpu, sequences, heads, kv_lora_rank, rope_dim, kv_dtype)
+
+    def latent_constants(self, kv_dtype: str) -> Constants:
+        """Those of absorbed latent attention over a cache in `kv_dtype`; Triton's kernel multiplies any in bf16."""
+        in_blocks = attention_software(self.gpu).latents_in_blocks
+        return self.constants("decode_mla", "bf16" if in_blocks else _KV_KEYS.get(kv_dtype, kv_dtype))
 
     def moe(
         self,

@@ -40,7 +40,6 @@ OWN_RANGES: Mapping[tuple[str, ...], Mapping[str, Range]] = {
     ("prefill_attention", "a100-sxm-80gb"): {"heads": (1, 64), "head_dim": (128, 128)},
     ("decode_attention", "a100-sxm-80gb"): {"heads": (1, 64), "head_dim": (128, 128)},
     ("moe", "a100-sxm-80gb"): {"tokens": (1, 65536), "experts": (8, 512), "top_k": (2, 22)},
-    ("decode_mla", "rtx-pro-6000", "fp8"): {"heads": (1, 1)},
 }
 """Where the tables of one GPU, or of one GPU and dtype, hold other shapes."""
 SAME_SILICON = 1.25

@@ -195,7 +195,7 @@ def read_tables(
             if any(one.gpu == name for group in alike for one in group):
                 continue
             table = read_rows(kind, folders[name], gpu)
-            if table is not None:
+            if table is not None and kind.headline(table).any():  # else there is nothing to fit
                 group = found.setdefault((kind.kind, kind.dtype, software(kind, table, gpu)), [])
                 group.append(Measured(name, kind, table))
     return list(found.values())

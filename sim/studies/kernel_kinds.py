@@ -12,7 +12,7 @@ from sim.cost import attention_fits, fits
 from sim.cost.fits import Constants
 from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats
-from sim.cost.mla_module import MODEL, NOPE, RANK, ROPE, V, beside_s
+from sim.cost.mla_module import MODEL, NOPE, ROPE, V, beside_s, measured_decode_s
 from sim.cost.roofline import Roofline
 from sim.hardware.gpu import Gpu
 from sim.studies.kernel_tables import Table
@@ -143,11 +143,10 @@ def _prefill_mla(module: bool) -> Predict:
 def _decode_mla(dtype: str, module: bool) -> Predict:
     def predict(c: Constants, gpu: Gpu, table: Table) -> Floats:
         sequences, heads = table["batch_size"], table["num_heads"]
-        time = attention_fits.decode_mla(c, gpu, sequences, heads, RANK, ROPE, dtype)
         # a module's table counts the new token in `step`, an operator's does not
-        own = total_s(time, sequences * (table["step"] + (0 if module else 1)))
-        beside = beside_s(Roofline(gpu), sequences, heads, dtype, prefill=False, module=module)
-        return on_host(c.get("host_s"), own + beside)
+        context = sequences * (table["step"] + (0 if module else 1))
+        measured_s = measured_decode_s(c, Roofline(gpu), sequences, heads, context, dtype, module=module)
+        return on_host(c.get("host_s"), measured_s)
 
     return predict
 
@@ -223,10 +222,15 @@ _MLA_PREFILL = {
 _MLA_DECODE = {
     "launch_s": 20 * _US, "tile_s": 2 * _US, "head_s": 0.3 * _US, "compute": 0.5, "memory": 0.8, "overlap": 2.0, "split": 30.0,
 }  # fmt: skip
+_MLA_DECODE_IN_BLOCKS = {
+    "launch_s": 2 * _US, "tile_s": 1 * _US, "head_s": 1 * _US, "key_s": 0.07 * _US, "memory": 0.8, "overlap": 2.0,
+}  # fmt: skip
 _MOE = _WARM | {
     "launch_s": 12 * _US, "depth_s": 10 * _US, "compute": 0.6, "memory": 0.8, "tile": 16.0, "gather": 8.0, "overlap": 2.0,
     "combine": 8.0, "passes": 0.5, "expert_s": 1 * _US, "map_s": 2 * _US,
 }  # fmt: skip
+_MLA_HOST = {"host_s": 300 * _US}
+_MLA_MODULE: Mapping[str, str] = {"gemm_type": "bfloat16", "mla_dtype": "bfloat16", "model": MODEL}
 _TABLE_NAMES = {"bf16": "bfloat16"}
 MOE_NAMES = {"bf16": "bfloat16", "int4_wo": "int4_wo", "mxfp4": "w4a16_mxfp4", "mxfp4_mxfp8": "w4a8_mxfp4_mxfp8"}
 """`moe_dtype` of the tables, where it is not the dtype's name."""
@@ -282,22 +286,35 @@ def _attentions() -> list[KernelKind]:
 
 def _mlas() -> list[KernelKind]:
     """Whole modules, measured in CUDA graphs; on the A100 the operator alone, without."""
-    kinds = []
+    kinds = [*_mlas_in_blocks()]
     prompts, steps = ("batch_size", "num_heads", "isl"), ("batch_size", "num_heads", "step")
-    host = {"host_s": 300 * _US}
     for dtype in ("bf16", "fp8"):
         stream, held = ({}, {}) if dtype == "bf16" else (_STREAM, _LIKE_BF16)
-        where: dict[str, str | int] = {"kv_cache_dtype": _TABLE_NAMES.get(dtype, dtype)}
-        where |= {"gemm_type": "bfloat16", "mla_dtype": "bfloat16", "model": MODEL}
+        where: dict[str, str | int] = {"kv_cache_dtype": _TABLE_NAMES.get(dtype, dtype), **_MLA_MODULE}
         file, predict = "mla/mla_context_module_perf.parquet", _prefill_mla(True)
         kinds.append(KernelKind("prefill_mla", dtype, file, where, prompts, _MLA_PREFILL, predict, _mla_prompts))
         file, predict, start = "mla/mla_generation_module_perf.parquet", _decode_mla(dtype, True), _MLA_DECODE | stream
         kinds.append(KernelKind("decode_mla", dtype, file, where, steps, start, predict, _mla_contexts, held=held))
-        file, predict, start = "mla/context_mla_perf.parquet", _prefill_mla(False), _MLA_PREFILL | host
+        file, predict, start = "mla/context_mla_perf.parquet", _prefill_mla(False), _MLA_PREFILL | _MLA_HOST
         kinds.append(KernelKind("prefill_mla", dtype, file, where, prompts, start, predict, _mla_prompts, "isl"))
-        file, predict, start = "mla/generation_mla_perf.parquet", _decode_mla(dtype, False), _MLA_DECODE | host
+        file, predict, start = "mla/generation_mla_perf.parquet", _decode_mla(dtype, False), _MLA_DECODE | _MLA_HOST
         kinds.append(KernelKind("decode_mla", dtype, file, where, steps, start, predict, _mla_contexts, "step"))
     return kinds
+
+
+def _mlas_in_blocks() -> list[KernelKind]:
+    """Decodes of Triton's kernel: with vLLM 0.24 in modules, with 0.14 (A100) the operator, which split a sequence in four."""
+    steps, bf16, start = ("batch_size", "num_heads", "step"), {"kv_cache_dtype": "bfloat16"}, _MLA_DECODE_IN_BLOCKS
+    module: dict[str, str | int] = {"kernel_source": "TRITON_MLA", **bf16, **_MLA_MODULE}
+    operator: dict[str, str | int] = {"kernel_source": "vllm_triton_mla", **bf16}
+    files = ("mla/mla_generation_module_perf.parquet", "mla/generation_mla_perf.parquet")
+    predict = (_decode_mla("bf16", True), _decode_mla("bf16", False))
+    return [
+        KernelKind("decode_mla", "bf16", files[0], module, steps, start, predict[0], _mla_contexts),
+        KernelKind(
+            "decode_mla", "bf16", files[1], operator, steps, start | _MLA_HOST, predict[1], _mla_contexts, "step"
+        ),
+    ]
 
 
 SKEWED: Mapping[str, str | int] = {"distribution": "power_law_1.01", "moe_ep_size": 1}
