@@ -452,8 +452,8 @@ def test_a_measured_module_ran_a_chain_that_no_engine_runs(prefill: bool) -> Non
 
 
 def test_an_operator_of_vllm_expands_its_latents_itself() -> None:
-    """A prompt's keys and values of 16 heads are one GEMM of the operator, its weights read from HBM where much else is; TensorRT-LLM's
-    come without."""
+    """A prompt's keys and values of 16 heads are one GEMM of the operator, its weights read from HBM where much else is.
+    TensorRT-LLM's come without."""
     one = Roofline(load_gpu("a100-sxm-80gb"))
     vllm, trtllm = (
         beside_s(one, 4096.0, 16, "bf16", prefill=True, module=False, engine=engine, cache_bytes=1e12)

@@ -71,7 +71,7 @@ def test_a_cache_in_fp8_is_half_the_bytes_of_the_same_kernel() -> None:
 
 
 def test_a_bench_finds_the_weights_of_a_module_in_l2_where_they_fit() -> None:
-    """Those of two heads are 36 MB and of 128 are 374 MB, beside an L2 of 101 MB; what a long cache passes through it evicts them."""
+    """Those of two heads are 36 MB and of 128 are 374 MB, beside an L2 of 101 MB. A long cache evicts them."""
     heads = np.array([2.0, 128.0])
     alone, evicted = (
         beside_s(Roofline(L40S), 1.0, heads, "bf16", prefill=False, module=True, cache_bytes=cache_bytes)

@@ -226,13 +226,13 @@ def _decode_mla_in_blocks(
     cold: Floats | float,
     splits: float | None,
 ) -> DecodeAttentionTime:
-    """Absorbed latent attention in Triton (vLLM, triton_decode_attention): a thread block takes 16 heads of a sequence and some of
-    its keys, one after the other.
+    """Absorbed latent attention in Triton (vLLM, triton_decode_attention): a thread block takes 16 heads of a sequence, and
+    some of its keys, one after the other.
 
-    A key costs its SM `key_s`, and two products at the clock that the GPU's power leaves it. Since vLLM 0.24 a block walks 512
-    keys and the last wave is half empty in the mean; before, every sequence had `splits` (4) of them. The latents are read once for
-    every 16 heads where L2 does not hold what all sequences' blocks walk in the meantime, and each split writes
-    partial sums, which a second kernel reads.
+    A key costs its SM `key_s`, and two products, at the clock that the GPU's power leaves it. Since vLLM 0.24 a block walks
+    512 keys, and the last wave of blocks is half empty in the mean; before, every sequence had `splits` (4) of them. The
+    latents are read once for every 16 heads, but from L2 where it holds what the blocks of all sequences walk meanwhile. Each
+    split writes partial sums, which a second kernel reads.
     """
     sequences, heads = array(sequences), array(heads)
     rank, rope = array(kv_lora_rank), array(rope_dim)

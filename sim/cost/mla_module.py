@@ -101,8 +101,8 @@ def measured_decode_s(
 ) -> Floats:
     """Seconds of a measured decode over contexts that sum to `context_tokens`, with what was measured beside its attention.
 
-    The attention has the constants `c`. It finds its cache in L2 where there is room for all that was measured. Operators are those
-    of vLLM 0.14, whose Triton kernel split every sequence in `OPERATOR_SPLITS` (other arguments as of `beside_s`).
+    The attention has the constants `c`, and finds its cache in L2 where there is room for all that was measured. Operators are
+    those of vLLM 0.14, whose Triton kernel split every sequence in `OPERATOR_SPLITS` (other arguments as of `beside_s`).
     """
     sequences, heads = array(sequences), array(heads)
     cache_bytes = context_tokens * (RANK + ROPE) * kv_bytes(kv_dtype)
