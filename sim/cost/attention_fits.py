@@ -244,11 +244,12 @@ def _decode_mla_in_blocks(
     missed = 1 / (1 + (gpu.l2_bytes / walked) ** 4)
     read_bytes = token_bytes * (1 + (blocks - 1) * missed)
     partial_bytes = 2 * PARTIAL_BYTES * heads * rank
+    compute_s, walk_s = blocks * key_s / gpu.sm_count + 0 * sequences, array(0.0)
     if splits is None:
         read_bytes = read_bytes + partial_bytes / SPLIT_KEYS
-        compute_s, walk_s = blocks * key_s / gpu.sm_count + 0 * sequences, 0.5 * SPLIT_KEYS * key_s
+        walk_s = 0.5 * SPLIT_KEYS * key_s
     else:
-        compute_s, walk_s = np.hypot(blocks * key_s / gpu.sm_count, key_s / (splits * sequences)), 0.0
+        compute_s = np.hypot(compute_s, key_s / (splits * sequences))
     memory, compute = smooth_body(compute_s, cold * read_bytes / (c["memory"] * gpu.hbm_bytes_per_s), c["overlap"])
     fixed_s = c["launch_s"] + walk_s + (c["tile_s"] + c["head_s"] * heads) * sequences / gpu.sm_count
     return DecodeAttentionTime(fixed_s + 0 * memory, memory, compute)
