@@ -14,8 +14,8 @@ MOST_LINES, MOST_FUNCTION_LINES = 400, 50
 def floors() -> dict[str, int]:
     """Floor of every part of the package, the lowest 0, as the page draws them."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    (line,) = (line for line in page.splitlines() if line.startswith("cli > "))
-    names = [floor.split(",") for floor in reversed(line.removesuffix(".").split(" > "))]
+    drawn = page[page.index("cli > ") :].split(".")[0]
+    names = [floor.split(",") for floor in reversed(drawn.split(" > "))]
     return {name.strip(): number for number, floor in enumerate(names) for name in floor}
 
 
