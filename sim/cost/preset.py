@@ -207,6 +207,9 @@ PRESETS: dict[str, EnginePreset] = {
 
 ASYNC_SINCE = (0, 14)
 """vLLM schedules asynchronously by default from this version on (its release notes)."""
+VLLM_LAUNCH = ((0, 3), 0.37e-3)
+"""(version before which, host time to launch a layer) of vLLM without CUDA graphs: the 80 layers of Llama-2-70B take 29.6 ms on
+four H100s and 29.8 on eight (splitwise-sim, data/perf_model.csv, of 2023)."""
 TRTLLM_SERVER = ((1, 1), 108e-6)
 """(version before which, server time a token) of trtllm-serve: up to 9,280 tokens/s in the runs of 1.0.0rc3, with seconds to the
 first token long before; a run of 1.2 behind NVIDIA's Dynamo streams 10,140 without."""
@@ -264,8 +267,10 @@ def preset_for(
 
 def _in_version(preset: EnginePreset, version: tuple[int, int, int]) -> EnginePreset:
     """`preset` as it was in `version`: major, minor, and 1 if released, 0 for a candidate."""
-    if preset.name == "vllm" and version < ASYNC_SINCE:
-        return replace(preset, async_scheduling=False)
+    if preset.name == "vllm":
+        if version < VLLM_LAUNCH[0]:
+            preset = replace(preset, launch_layer_s=VLLM_LAUNCH[1])
+        return replace(preset, async_scheduling=False) if version < ASYNC_SINCE else preset
     if preset.name == "trtllm":
         if version < TRTLLM_SERVER[0]:
             preset = replace(preset, server_token_s=TRTLLM_SERVER[1])
