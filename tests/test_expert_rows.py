@@ -9,6 +9,7 @@ import pytest
 
 from sim.cost import fits
 from sim.cost.roofline import Roofline
+from sim.cost.tuned_experts import TUNED
 from sim.hardware.gpu import load_gpu
 from sim.studies.expert_rows import expert_rows
 from sim.studies.kernel_kinds import KERNEL_KINDS, KernelKind, experts_with_tokens
@@ -66,9 +67,18 @@ def test_a_model_that_beats_the_memory_bandwidth_is_left_out(tmp_path: Path) -> 
 
 
 def test_skewed_rows_stand_in_where_none_are_balanced(tmp_path: Path) -> None:
-    rows = [("bfloat16", "power_law_1.01", MIXTRAL, 64, 1.0)]
+    rows = [("bfloat16", "power_law_1.01", MIXTRAL, 64, 2.0)]
     assert expert_rows(kind_of("bf16"), write(tmp_path / "t", rows), load_gpu("a100-sxm-80gb")) is not None
     assert expert_rows(kind_of("fp8"), tmp_path / "t", load_gpu("a100-sxm-80gb")) is None
+
+
+def test_rows_with_tuned_tiles_and_rows_by_rule_are_of_two_kinds(tmp_path: Path) -> None:
+    """On an H200 vLLM brings tiles for experts of 14,336 columns, and for 128 of 768; on an H100 for neither."""
+    rows = [("bfloat16", "balanced", MIXTRAL, 64, 2.0), ("bfloat16", "balanced", QWEN, 64, 1.0)]
+    folder = write(tmp_path / "t", rows)
+    for gpu, tuned, by_rule in (("h200-sxm", 2, 0), ("h100-sxm", 0, 2)):
+        found = [expert_rows(kind_of(dtype), folder, load_gpu(gpu)) for dtype in (TUNED, "bf16")]
+        assert [0 if table is None else len(table["latency_s"]) for table in found] == [tuned, by_rule]
 
 
 def test_skewed_routing_leaves_experts_without_tokens() -> None:

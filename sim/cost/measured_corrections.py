@@ -139,7 +139,7 @@ def _moe_deviation(roofline: Roofline, rows: Table, shape: Floats, dtype: str, b
     touched = (
         np.minimum(local, np.maximum(routed, 1)) if balanced else fits.experts_touched(tokens, experts, local, top_k)
     )
-    c = roofline.constants("moe", dtype)
+    c = roofline.expert_constants(dtype, int(local), int(columns))
     cold = fits.from_l2(c, roofline.gpu, 3 * touched * hidden * columns * weight_bytes(dtype))
     alone = fits.moe(c, roofline.gpu, tokens, hidden, columns, touched, routed, tokens * top_k, dtype, cold)
     return Curve(np.log(tokens), _deviation(latency_s, alone.total_s, c.get("host_s")))

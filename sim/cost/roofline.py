@@ -15,6 +15,7 @@ from sim.cost.attention_software import attention_software
 from sim.cost.fits import Constants
 from sim.cost.formats import STATIC_SCALES, Quantisation, kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
+from sim.cost.tuned_experts import TUNED, TUNED_SHAPES, are_tuned
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu
 
@@ -193,10 +194,17 @@ class Roofline:
         touched = fits.experts_touched(tokens, experts, local_experts, top_k)
         routed = fits.array(tokens) * top_k * local_experts / experts
         pairs = fits.array(tokens) * top_k
-        c = self.constants("moe", dtype)
+        c = self.expert_constants(dtype, local_experts, intermediate)
         if self.quantisation != "dynamic" and dtype == "fp8" and self._stands_in(c):
             c = {**c, "compute": self._best_compute(dtype)}
         return fits.moe(c, self.gpu, tokens, hidden, intermediate, touched, routed, pairs, dtype)
+
+    def expert_constants(self, dtype: str, experts: int, columns: int) -> Constants:
+        """Those of `experts` on a rank with `columns` there: of tuned tiles where vLLM brings them for this GPU, or where an
+        engine tries its kernels on one for which some are known."""
+        tries = self.tuned_reads and self.gpu.name in TUNED_SHAPES
+        tuned = dtype == "bf16" and (tries or bool(are_tuned(self.gpu.name, experts, columns)))
+        return self.constants("moe", TUNED if tuned else dtype)
 
     def _stands_in(self, c: Constants) -> bool:
         """Whether constants of fp8 experts are those of block-scaled kernels, as on Hopper. Without partial sums to scale,

@@ -6,7 +6,8 @@ autotuning that an engine does when it starts (twice the bytes a second slower, 
 the block-scaled kernels, which multiply the same weights, stand in. And a model of which some row is faster than HBM can
 read its experts did not read them: its router sends tokens to a few groups of experts only, or its experts are not gated.
 Experts in mxfp4 are those with mxfp8 activations where such were measured (Blackwell): what engines are set to there, though
-vLLM's default keeps bf16 activations.
+vLLM's default keeps bf16 activations. And rows in bf16 are of two kinds: with tiles that vLLM brings for their GPU, and without
+(`sim/cost/tuned_experts.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from sim.cost.fits import array
 from sim.cost.formats import weight_bytes
 from sim.cost.kernels import Floats
+from sim.cost.tuned_experts import TUNED, are_tuned
 from sim.hardware.gpu import Gpu
 from sim.studies.kernel_kinds import MOE_NAMES, SKEWED, KernelKind, experts_with_tokens
 from sim.studies.kernel_tables import Table, read_table
@@ -33,13 +35,21 @@ def expert_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
     """The rows that the constants of `kind` are fitted to; None where there are none."""
     table = _read(kind, tables, "mxfp4_mxfp8") if kind.dtype == "mxfp4" else None
     if table is None:
-        table = _read(kind, tables, kind.dtype)
+        table = _read(kind, tables, _weights(kind))
     if kind.dtype == "fp8" and table is not None and _slower_than_bf16(kind, table, tables):
         table = _read(kind, tables, "fp8_block") or table
     if table is None:
         return None
     keep = _plausible(kind, table, gpu)
-    return {name: column[keep] for name, column in table.items()}
+    if _weights(kind) == "bf16":
+        experts, columns = table["num_experts"] / table["moe_ep_size"], table["inter_size"] / table["moe_tp_size"]
+        keep &= are_tuned(gpu.name, experts, columns) == (kind.dtype == TUNED)
+    return {name: column[keep] for name, column in table.items()} if keep.any() else None
+
+
+def _weights(kind: KernelKind) -> str:
+    """The format of the experts' weights."""
+    return "bf16" if kind.dtype == TUNED else kind.dtype
 
 
 def _read(kind: KernelKind, tables: Path, dtype: str) -> Table | None:
@@ -78,4 +88,4 @@ def _plausible(kind: KernelKind, table: Table, gpu: Gpu) -> NDArray[np.bool_]:
 def _weights_bytes(kind: KernelKind, table: Table) -> Floats:
     """Bytes of the experts that have tokens: three matrices each."""
     columns = table["inter_size"] / table["moe_tp_size"]
-    return array(3 * experts_with_tokens(table) * table["hidden_size"] * columns * weight_bytes(kind.dtype))
+    return array(3 * experts_with_tokens(table) * table["hidden_size"] * columns * weight_bytes(_weights(kind)))

@@ -14,6 +14,7 @@ from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats
 from sim.cost.mla_module import MODEL, NOPE, ROPE, V, beside_s, measured_decode_s
 from sim.cost.roofline import Roofline
+from sim.cost.tuned_experts import TUNED
 from sim.hardware.gpu import Gpu
 from sim.studies.kernel_tables import Table
 
@@ -329,6 +330,9 @@ def _moes() -> list[KernelKind]:
         start, held = (_MOE, {}) if dtype == "bf16" else (_MOE | _STREAM, _EXPERTS_LIKE_BF16)
         file = "moe/moe_perf.parquet"
         kinds.append(KernelKind("moe", dtype, file, where, shape, start, _moe(dtype), _common_software, held=held))
+        if dtype == "bf16":
+            held = _EXPERTS_LIKE_BF16
+            kinds.append(KernelKind("moe", TUNED, file, where, shape, start, _moe(dtype), _common_software, held=held))
     return kinds
 
 
