@@ -15,9 +15,7 @@ KEY_ELEMENTS = 40.0  # elements that a key costs beyond its own where few blocks
 WRITE_THREADS = 512.0  # a token's keys are written by so many threads at most (vLLM, reshape_and_cache_flash)
 WARP = 32.0  # threads
 BLOCK_HEADS = 16.0  # heads of a thread block of Triton's latent attention, the fewest rows of a product (vLLM, BLOCK_H)
-SPLIT_KEYS = (
-    512.0  # of a sequence that such a block walks (vLLM 0.24 on L40S and RTX PRO 6000: slower up to 512, flat beyond)
-)
+SPLIT_KEYS = 512.0  # of a sequence that such a block walks (vLLM since 0.20, min_work_per_split)
 PARTIAL_BYTES = 4.0  # of an fp32 partial sum
 LATENT_RANK = 512.0  # of DeepSeek-V2 and V3, at which `key_s` of latent attention is quoted
 WIDE_HEAD = 128.0  # elements of a head up to which its tiles fit the registers of an SM while they are transposed
@@ -229,7 +227,7 @@ def _decode_mla_in_blocks(
     """Absorbed latent attention in Triton (vLLM, triton_decode_attention): a thread block takes 16 heads of a sequence, and
     some of its keys, one after the other.
 
-    A key costs its SM `key_s`, and two products, at the clock that the GPU's power leaves it. Since vLLM 0.24 a block walks
+    A key costs its SM `key_s`, and two products, at the clock that the GPU's power leaves it. Since vLLM 0.20 a block walks
     512 keys, and the last wave of blocks is half empty in the mean; before, every sequence had `splits` (4) of them. The
     latents are read once for every 16 heads, but from L2 where it holds what the blocks of all sequences walk meanwhile. Each
     split writes partial sums, which a second kernel reads.

@@ -21,6 +21,7 @@ from sim.cost.fits import ACTIVATION_BYTES, Constants, array, cycles_per_s
 from sim.cost.formats import kv_bytes
 from sim.cost.kernels import Floats
 from sim.cost.measured_tables import DEFAULT_FRAMEWORK
+from sim.cost.preset import VLLM_LATENT_SPLITS
 from sim.cost.roofline import Roofline
 
 Shape = tuple[Floats | float, Floats | float]
@@ -33,8 +34,8 @@ MLA_SHAPE = (RANK, ROPE, NOPE, V)
 """kv_lora_rank, rope, nope and value dimensions of the measured latent attention."""
 ELEMENTWISE = 5
 """q_a norm, kv_a norm, rope, write to the cache, gather of queries (vLLM, MultiHeadLatentAttentionWrapper)."""
-OPERATOR_SPLITS = 4.0
-"""Thread blocks to which vLLM 0.14 gives the keys of a sequence and 16 heads (its num_kv_splits)."""
+OPERATOR_SPLITS = VLLM_LATENT_SPLITS[1]
+"""Operators were measured with vLLM 0.14."""
 
 MEASURED_FUSED = frozenset({"b200-sxm", "gb300"})
 """GPUs on which vLLM's modules were measured as engines run them; the GB300's in the newest of its tables only."""

@@ -72,6 +72,8 @@ class EnginePreset:
     but never reads its cache faster than the HBM gives it: a small share stands for kernels that HBM alone limits."""
     vector_attention: VectorAttention | None = None
     """Decode attention that does not run on tensor cores; None: all of it does."""
+    latent_splits: float | None = None
+    """Thread blocks to which Triton's latent attention gives the keys of a sequence (with 16 heads); None: one for 512 keys."""
     sliding_windows: bool = True
     """A model's sliding windows limit what its queries see and what is kept for them."""
     tuned_reads: bool = False
@@ -210,6 +212,9 @@ ASYNC_SINCE = (0, 14)
 VLLM_LAUNCH = ((0, 3), 0.37e-3)
 """(version before which, host time to launch a layer) of vLLM without CUDA graphs: the 80 layers of Llama-2-70B take 29.6 ms on
 four H100s and 29.8 on eight (splitwise-sim, data/perf_model.csv, of 2023)."""
+VLLM_LATENT_SPLITS = ((0, 20), 4.0)
+"""(version before which, thread blocks of a sequence) of vLLM's Triton kernel (TritonMLAImpl, num_kv_splits: 4 in 0.15.1, by the
+longest context in 0.20.0)."""
 TRTLLM_SERVER = ((1, 1), 108e-6)
 """(version before which, server time a token) of trtllm-serve: up to 9,280 tokens/s in the runs of 1.0.0rc3, with seconds to the
 first token long before; a run of 1.2 behind NVIDIA's Dynamo streams 10,140 without."""
@@ -270,6 +275,8 @@ def _in_version(preset: EnginePreset, version: tuple[int, int, int]) -> EnginePr
     if preset.name == "vllm":
         if version < VLLM_LAUNCH[0]:
             preset = replace(preset, launch_layer_s=VLLM_LAUNCH[1])
+        if version < VLLM_LATENT_SPLITS[0]:
+            preset = replace(preset, latent_splits=VLLM_LATENT_SPLITS[1])
         return replace(preset, async_scheduling=False) if version < ASYNC_SINCE else preset
     if preset.name == "trtllm":
         if version < TRTLLM_SERVER[0]:

@@ -63,6 +63,7 @@ class Roofline:
         fp8_attention: decode attention over an fp8 cache, in time of the measured kernels; other than 1, prompts attend in bf16.
         tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
             was measured on this GPU, and keys are split over thread blocks whether heads share them or not.
+        latent_splits: of a sequence in Triton's latent attention (`EnginePreset.latent_splits`).
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class Roofline:
         quantisation: Quantisation = "dynamic",
         fp8_attention: float = 1.0,
         tuned_reads: bool = False,
+        latent_splits: float | None = None,
     ) -> None:
         self.gpu = replace(gpu, loaded_clock=1.0) if ideal else gpu
         self.ideal = ideal
         self.quantisation = quantisation
         self.fp8_attention = fp8_attention
         self.tuned_reads = tuned_reads
+        self.latent_splits = latent_splits
 
     def constants(self, kind: str, dtype: str) -> Constants:
         """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it. Nobody measured int8
@@ -173,7 +176,8 @@ class Roofline:
     ) -> DecodeAttentionTime:
         """Absorbed multi-head latent attention, one query token a sequence."""
         c = self.latent_constants(kv_dtype)
-        return attention_fits.decode_mla(c, self.gpu, sequences, heads, kv_lora_rank, rope_dim, kv_dtype)
+        splits = self.latent_splits
+        return attention_fits.decode_mla(c, self.gpu, sequences, heads, kv_lora_rank, rope_dim, kv_dtype, splits=splits)
 
     def latent_constants(self, kv_dtype: str) -> Constants:
         """Those of absorbed latent attention over a cache in `kv_dtype`; Triton's kernel multiplies any in bf16."""

@@ -241,9 +241,9 @@ class Deployment:
 
     def _backend(self, gpu: Gpu) -> KernelBackend:
         quantisation = quantised(self.preset.quantisation, self.precision.static_scales)
-        fp8_attention = self.preset.fp8_attention
+        fp8_attention, splits = self.preset.fp8_attention, self.preset.latent_splits
         if self.scenario.costs == "roofline":
-            return Roofline(gpu, self.preset.ideal, quantisation, fp8_attention, self.preset.tuned_reads)
+            return Roofline(gpu, self.preset.ideal, quantisation, fp8_attention, self.preset.tuned_reads, splits)
         where = f"{self.scenario.where}: costs"
         if self.preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
