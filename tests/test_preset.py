@@ -63,6 +63,50 @@ def test_vllm_schedules_asynchronously_since_0_14():
     assert preset_for("vllm", "nightly, version unknown").async_scheduling
 
 
+def test_the_first_engine_of_vllm_waited_for_its_own_server_up_to_0_5_and_for_its_python_up_to_0_7():
+    """Decodes of 256 streams with a GPU that slept for 0, 11 and 30 ms: 0.5.3 needed 41 to 46 ms more, whatever the GPU did."""
+    one, all_at_once = np.array([1]), np.array([256])
+    shared, apart, rewritten = (preset_for("vllm", version) for version in ("0.5.3.post1", "0.7.3", "0.8.0"))
+    assert shared.host_s(all_at_once) == pytest.approx(43.5e-3, rel=0.08)
+    assert shared.host_s(one) == pytest.approx(1.2e-3, rel=0.08)
+    assert apart.host_s(all_at_once) == pytest.approx(0.2e-3 + 256 * 58e-6)
+    assert rewritten.host_s(all_at_once) == pytest.approx(0.2e-3 + 256 * 28e-6)
+    assert (shared.server_token_s, apart.server_token_s, rewritten.server_token_s) == (0.0, 66e-6, 0.0)
+    assert preset_for("vllm", "0.6.0rc1") == apart
+    assert not shared.async_scheduling
+    assert not apart.async_scheduling
+
+
+def test_the_first_engine_of_vllm_called_as_a_library_does_not_wait_for_a_server():
+    called = preset_for("vllm", "0.5.3", api_server=False)
+    assert called.host_s(np.array([256])) == pytest.approx(0.35e-3 + 256 * 88e-6)
+
+
+def test_vllm_0_5_spent_a_third_of_its_time_each_on_its_gpu_its_scheduler_and_its_server(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """vLLM's blog of 5 September 2024, for Llama-3-8B on an H100 and 500 prompts of ShareGPT at once: 38, 29 and 33 %."""
+    lengths = {"kind": "lognormal", "input_mean": 220, "input_cv": 1.3, "output_mean": 200, "output_cv": 1.2}
+    engine = {"preset": "vllm", "scheduler": "prefill_first", "max_num_seqs": 256}
+
+    def run_s(version: str, **options: bool) -> float:
+        scenario = {
+            "model": "llama-3-8b",
+            "cluster": {"topology": "dgx-h100"},
+            "engine": engine | {"version": version} | options,
+            "workload": {"arrivals": {"kind": "burst"}, "lengths": lengths | {"max_tokens": 1024}, "num_requests": 500},
+        }
+        return float(simulate(Scenario.from_dict(scenario)).summary["duration"])
+
+    served_s, engine_s, newer_s = run_s("0.5.3"), run_s("0.5.3", api_server=False), run_s("0.6.0")
+    monkeypatch.setattr("sim.cost.preset.VLLM_V0_HOST", (((0, 6), {"host_step_s": 0.0, "host_request_s": 0.0}),))
+    gpu_s = run_s("0.5.3", api_server=False)
+    shares = [part / served_s for part in (gpu_s, engine_s - gpu_s, served_s - engine_s)]
+    assert shares == pytest.approx([0.38, 0.29, 0.33], abs=0.07)
+    # published: 2.7, with ten iterations scheduled at once, which was an option
+    assert served_s / newer_s == pytest.approx(1.62, rel=0.05)
+
+
 def test_an_older_tensorrt_llm_has_a_server_of_its_own_and_before_1_0_launches_faster():
     newest, first, before = (preset_for("trtllm", version) for version in (None, "1.0.0rc3", "0.20"))
     assert (newest.server_token_s, first.server_token_s, before.server_token_s) == (0.0, 108e-6, 108e-6)
@@ -82,6 +126,14 @@ def test_graphs_hold_decodes_and_small_mixed_iterations_of_vllm_but_nothing_of_c
     assert launches(tokens, True, PRESETS["vllm"]).tolist() == [False, False, True]
     assert launches(tokens, False, preset_for("vllm", cuda_graphs=False)).all()
     assert launches(tokens, False, PRESETS["trtllm-cpp"]).all()
+
+
+def test_graphs_of_the_first_engine_of_vllm_held_up_to_256_decodes_and_no_prompts():
+    """vllm/worker/model_runner.py of 0.5.3: 1, 2, 4 and multiples of 8 up to 256, "only for decoding requests"."""
+    tokens = np.array([1, 256, 257])
+    assert launches(tokens, False, preset_for("vllm", "0.5.3")).tolist() == [False, False, True]
+    assert launches(tokens, True, preset_for("vllm", "0.7.3")).all()
+    assert not launches(tokens, True, preset_for("vllm", "0.8.0")).any()
 
 
 def test_hosts_kept_the_ranks_of_in_flight_batching_in_step_up_to_0_12():

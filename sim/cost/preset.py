@@ -215,6 +215,20 @@ four H100s and 29.8 on eight (splitwise-sim, data/perf_model.csv, of 2023)."""
 VLLM_LATENT_SPLITS = ((0, 20), 4.0)
 """(version before which, thread blocks of a sequence) of vLLM's Triton kernel (TritonMLAImpl, num_kv_splits: 4 in 0.15.1, by the
 longest context in 0.20.0)."""
+VLLM_V1 = (0, 8)
+"""vLLM runs its V1 engine by default from this version on (its release notes)."""
+VLLM_V0_GRAPHS = tuple(size for size in VLLM_GRAPH_SIZES if size <= 256)
+"""Decodes that CUDA graphs hold before V1, and nothing with prompt tokens (vllm/worker/model_runner.py of 0.4.3 and 0.5.3)."""
+VLLM_V0_HOST: tuple[tuple[tuple[int, int], Mapping[str, Any]], ...] = (
+    ((0, 6), {"host_step_s": 0.35e-3, "host_request_s": 88e-6, "serve_step_s": 0.6e-3, "stream_s": 90e-6}),
+    ((0, 8), {"host_step_s": 0.2e-3, "host_request_s": 58e-6, "server_token_s": 66e-6}),
+)
+"""(version before which, host times) of vLLM before V1: those of V1 above, plus what its Python took longer than that of 0.12.0,
+both run on one CPU without a GPU. An iteration took 0.35 ms and 12 us a request in 0.12.0; 0.5 ms and 72 us in 0.5.3 (90 us in
+0.4.3); 0.34 ms and 43 us in 0.6.6 and 0.7.3, beside 24 us for outputs, which they process while the GPU runs. Streaming took 0.6
+ms an iteration and 90 us a token in the engine's process of 0.5.3, and 66 us a token in the server's of 0.6.6. Of the run that
+vLLM's blog of 5 September 2024 profiled with 0.5.3 (GPU 38 %, scheduling 29, server 33) these differences make 44, 27 and 29 %;
+ratios would make 36, 40 and 24. Scheduling ten iterations at once (0.6, an option) is not priced."""
 TRTLLM_SERVER = ((1, 1), 108e-6)
 """(version before which, server time a token) of trtllm-serve: up to 9,280 tokens/s in the runs of 1.0.0rc3, with seconds to the
 first token long before; a run of 1.2 behind NVIDIA's Dynamo streams 10,140 without."""
@@ -277,6 +291,9 @@ def _in_version(preset: EnginePreset, version: tuple[int, int, int]) -> EnginePr
             preset = replace(preset, launch_layer_s=VLLM_LAUNCH[1])
         if version < VLLM_LATENT_SPLITS[0]:
             preset = replace(preset, latent_splits=VLLM_LATENT_SPLITS[1])
+        if version < VLLM_V1:
+            host = next(times for before, times in VLLM_V0_HOST if version < before)
+            preset = replace(preset, graph_sizes=VLLM_V0_GRAPHS, mixed_graph_tokens=0, **host)
         return replace(preset, async_scheduling=False) if version < ASYNC_SINCE else preset
     if preset.name == "trtllm":
         if version < TRTLLM_SERVER[0]:
