@@ -128,12 +128,27 @@ def test_graphs_hold_decodes_and_small_mixed_iterations_of_vllm_but_nothing_of_c
     assert launches(tokens, False, PRESETS["trtllm-cpp"]).all()
 
 
-def test_graphs_of_the_first_engine_of_vllm_held_up_to_256_decodes_and_no_prompts():
-    """vllm/worker/model_runner.py of 0.5.3: 1, 2, 4 and multiples of 8 up to 256, "only for decoding requests"."""
-    tokens = np.array([1, 256, 257])
-    assert launches(tokens, False, preset_for("vllm", "0.5.3")).tolist() == [False, False, True]
-    assert launches(tokens, True, preset_for("vllm", "0.7.3")).all()
-    assert not launches(tokens, True, preset_for("vllm", "0.8.0")).any()
+def test_vllm_captured_graphs_of_nothing_then_of_decodes_then_of_mixed_iterations_too():
+    tokens = np.array([256, 264, 512, 513])
+
+    def launched(version: str, mixed: bool) -> list[bool]:
+        return [bool(by_hand) for by_hand in launches(tokens, mixed, preset_for("vllm", version))]
+
+    assert launched("0.2.5", mixed=False) == [True] * 4
+    assert launched("0.2.6", mixed=False) == launched("0.5.5", mixed=False) == [False, True, True, True]
+    assert launched("0.6.6", mixed=False) == [False] * 4  # up to max_num_seqs, and no batch is larger
+    assert launched("0.7.3", mixed=True) == [True] * 4
+    assert launched("0.8.0", mixed=True) == launched("0.24.0", mixed=True) == [False, False, False, True]
+    assert padded(np.array([257]), preset_for("vllm", "0.11.0").graph_sizes).tolist() == [264]
+    assert padded(np.array([257]), preset_for("vllm", "0.11.1").graph_sizes).tolist() == [272]
+
+
+def test_sglang_overlaps_since_0_3_6_and_captures_prompts_since_0_5_10():
+    versions = ("0.2.13", "0.3.5", "0.3.6", "0.4.3.post2", "0.5.9", "0.5.10", None)
+    presets = {version: preset_for("sglang", version) for version in versions}
+    assert [version for version, preset in presets.items() if not preset.async_scheduling] == ["0.2.13", "0.3.5"]
+    assert [version for version, preset in presets.items() if preset.mixed_graph_tokens] == ["0.5.10", None]
+    assert [max(presets[version].graph_sizes) for version in ("0.2.13", "0.4.3.post2", "0.5.9")] == [128, 160, 512]
 
 
 def test_hosts_kept_the_ranks_of_in_flight_batching_in_step_up_to_0_12():

@@ -201,6 +201,7 @@ PRESETS: dict[str, EnginePreset] = {
         graph_sizes=VLLM_GRAPH_SIZES,
         server_token_s=48e-6,
         launch_layer_s=0.25e-3,
+        mixed_graph_tokens=16384,
         source="62 runs of SGLang 0.5; its server by the 19,600 tokens/s it reaches; entry by hand, launching assumed",
     ),
 }
@@ -208,17 +209,32 @@ PRESETS: dict[str, EnginePreset] = {
 
 
 ASYNC_SINCE = (0, 14)
-"""vLLM schedules asynchronously by default from this version on (its release notes)."""
+"""vLLM schedules asynchronously by default from this version on (vllm/config/scheduler.py, async_scheduling)."""
+VLLM_GRAPHS: tuple[tuple[tuple[int, ...], tuple[int, ...], int], ...] = (
+    ((0, 2, 6), (), 0),
+    ((0, 6), (1, 2, 4, *range(8, 257, 8)), 0),
+    ((0, 8), (1, 2, 4, *range(8, 8193, 8)), 0),
+    ((0, 11, 1), (1, 2, 4, *range(8, 513, 8)), 512),
+)
+"""(version before which, `graph_sizes`, `mixed_graph_tokens`) of vLLM: none at first, then of decodes only (vllm/worker/
+model_runner.py; from 0.6 on up to max_num_seqs, which no batch exceeds), with V1 of mixed iterations too (vllm/config)."""
+SGLANG_GRAPHS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((0, 3), (1, 2, 4, *range(8, 129, 8))),
+    ((0, 4, 8), (1, 2, 4, *range(8, 161, 8))),
+)
+"""(version before which, `graph_sizes`) of SGLang (model_executor/cuda_graph_runner.py), on GPUs of 25 GB or more."""
+PIECEWISE_SINCE = (0, 5, 10)
+"""SGLang replays prompts from CUDA graphs too by default from this version on, up to its longest chunk
+(disable_piecewise_cuda_graph). That MLA stops at 2,048 tokens, and stages of a pipeline and data-parallel attention have none, is
+not told apart."""
+OVERLAP_SINCE = (0, 3, 6)
+"""SGLang overlaps scheduling with the GPU by default from this version on (srt/server_args.py, disable_overlap_schedule)."""
 VLLM_LAUNCH = ((0, 3), 0.37e-3)
 """(version before which, host time to launch a layer) of vLLM without CUDA graphs: the 80 layers of Llama-2-70B take 29.6 ms on
 four H100s and 29.8 on eight (splitwise-sim, data/perf_model.csv, of 2023)."""
 VLLM_LATENT_SPLITS = ((0, 20), 4.0)
 """(version before which, thread blocks of a sequence) of vLLM's Triton kernel (TritonMLAImpl, num_kv_splits: 4 in 0.15.1, by the
 longest context in 0.20.0)."""
-VLLM_V1 = (0, 8)
-"""vLLM runs its V1 engine by default from this version on (its release notes)."""
-VLLM_V0_GRAPHS = tuple(size for size in VLLM_GRAPH_SIZES if size <= 256)
-"""Decodes that CUDA graphs hold before V1, and nothing with prompt tokens (vllm/worker/model_runner.py of 0.4.3 and 0.5.3)."""
 VLLM_V0_HOST: tuple[tuple[tuple[int, int], Mapping[str, Any]], ...] = (
     ((0, 6), {"host_step_s": 0.35e-3, "host_request_s": 88e-6, "serve_step_s": 0.6e-3, "stream_s": 90e-6}),
     ((0, 8), {"host_step_s": 0.2e-3, "host_request_s": 58e-6, "server_token_s": 66e-6}),
@@ -236,7 +252,7 @@ TRTLLM_LAUNCH = ((1, 0), 0.3e-3)
 """(version before which, host time to launch a layer) of TensorRT-LLM's PyTorch backend. Assumed, near that of the other engines:
 0.57 ms was seen on iterations with prompts of 1.0.0rc3 behind its server, and no row at hand tells of decodes without graphs;
 those of v0.20's own tables, as remembered, would be a third slower with it than they are."""
-TRTLLM_FUSES_SINCE = (1, 0, 1)
+TRTLLM_FUSES_SINCE = (1, 0, 0, 1)
 """Before this version (the release, not its candidates) TensorRT-LLM's PyTorch backend is taken to quantise activations by
 kernels of their own, and to take its kernels untried: with FP8 prompts, iterations of 1.0.0rc3 take 7 to 10 % longer than
 without, on one to eight GPUs alike; in bf16 they do not, nor do those of v1.0 in FP8."""
@@ -274,9 +290,9 @@ def preset_for(
         factors: on its times, by field, as a calibration found them.
     """
     preset = PRESETS[name]
-    match = re.match(r"v?(\d+)\.(\d+)(.*)", version or "")
+    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?(.*)", version or "")
     if match is not None:
-        preset = _in_version(preset, (int(match[1]), int(match[2]), int("rc" not in match[3])))
+        preset = _in_version(preset, (int(match[1]), int(match[2]), int(match[3] or 0), int("rc" not in match[4])))
     scaled = {field: getattr(preset, field) * factor for field, factor in (factors or {}).items()}
     preset = replace(preset, **scaled)
     if not cuda_graphs:
@@ -284,17 +300,25 @@ def preset_for(
     return preset.over_http if api_server else preset.in_process
 
 
-def _in_version(preset: EnginePreset, version: tuple[int, int, int]) -> EnginePreset:
-    """`preset` as it was in `version`: major, minor, and 1 if released, 0 for a candidate."""
+def _in_version(preset: EnginePreset, version: tuple[int, int, int, int]) -> EnginePreset:
+    """`preset` as it was in `version`: three numbers, and 1 if released, 0 for a candidate."""
     if preset.name == "vllm":
         if version < VLLM_LAUNCH[0]:
             preset = replace(preset, launch_layer_s=VLLM_LAUNCH[1])
         if version < VLLM_LATENT_SPLITS[0]:
             preset = replace(preset, latent_splits=VLLM_LATENT_SPLITS[1])
-        if version < VLLM_V1:
-            host = next(times for before, times in VLLM_V0_HOST if version < before)
-            preset = replace(preset, graph_sizes=VLLM_V0_GRAPHS, mixed_graph_tokens=0, **host)
+        host = next((times for before, times in VLLM_V0_HOST if version < before), {})
+        preset = replace(preset, **host)
+        for before, sizes, mixed_tokens in VLLM_GRAPHS:
+            if version < before:
+                preset = replace(preset, graph_sizes=sizes, mixed_graph_tokens=mixed_tokens)
+                break
         return replace(preset, async_scheduling=False) if version < ASYNC_SINCE else preset
+    if preset.name == "sglang":
+        sizes = next((sizes for before, sizes in SGLANG_GRAPHS if version < before), preset.graph_sizes)
+        mixed_tokens = preset.mixed_graph_tokens if version >= PIECEWISE_SINCE else 0
+        overlaps = version >= OVERLAP_SINCE
+        return replace(preset, graph_sizes=sizes, mixed_graph_tokens=mixed_tokens, async_scheduling=overlaps)
     if preset.name == "trtllm":
         if version < TRTLLM_SERVER[0]:
             preset = replace(preset, server_token_s=TRTLLM_SERVER[1])
