@@ -3,6 +3,10 @@
 import pytest
 from measured_row import case
 
+from sim.hardware.gpu import load_gpu
+from sim.scenario import Scenario
+from sim.simulate import plan_memory
+from sim.studies.engine_defaults import sglang_memory_share
 from sim.studies.measured_engines import engine_of, preset_name
 from sim.studies.validate import run_case
 
@@ -68,17 +72,64 @@ def test_an_engine_is_known_by_its_own_name_and_version(written: str, preset: st
     assert (found.preset, found.version, found.relative) == (preset, version, False)
 
 
-def test_vllm_runs_by_default_what_its_version_does_on_its_gpu():
-    def limits(**changes: object) -> tuple[object, ...]:
-        scenario = case(**{"load": "rate=4 req/s", "engine": "vllm 0.10.0"} | changes).scenario
-        assert scenario is not None
-        return tuple(scenario["engine"].get(key) for key in ("max_num_seqs", "max_num_batched_tokens", "scheduler"))
+def limits(**changes: object) -> tuple[object, ...]:
+    scenario = case(**{"load": "rate=4 req/s", "engine": "vllm 0.10.0"} | changes).scenario
+    assert scenario is not None
+    return tuple(scenario["engine"].get(key) for key in ("max_num_seqs", "max_num_batched_tokens", "scheduler"))
 
+
+def test_vllm_runs_by_default_what_its_version_does_on_its_gpu():
     assert limits() == limits(gpu="MI300X") == (1024, 8192, None)
     assert limits(gpu="A100-80G") == limits(gpu="L40S") == (256, 2048, None)
     assert limits(load="Offline (all samples at once)") == (1024, 16384, None)
     assert limits(conditions="max_num_seqs=512, max-num-batched-tokens 4096") == (512, 4096, None)
-    assert limits(engine="vllm 0.6.3") == (None, 8192, "prefill_first")
+    # more users than places wait
+    assert limits(load="concurrency=512", gpu="A100-80G") == (256, 2048, None)
+
+
+def test_vllm_looked_at_names_first_then_at_memory_then_at_both():
+    by_version = {
+        version: limits(engine=f"vllm {version}", gpu="A100-80G")[:2] for version in ("0.8.2", "0.8.5", "0.9.0")
+    }
+    assert by_version == {"0.8.2": (1024, 2048), "0.8.5": (1024, 8192), "0.9.0": (256, 2048)}
+    assert limits(engine="vllm 0.8.2") == limits(engine="vllm 0.8.5") == (1024, 8192, None)
+    assert limits(engine="vllm 0.27.1", gpu="B200") == (1024, 8192, None)
+    assert limits(engine="vllm 0.28.0", gpu="B200") == (1024, 16384, None)
+
+
+def test_vllm_0_had_the_token_budget_of_its_longest_sequence():
+    old = {"engine": "vllm 0.6.3"}
+    assert limits(**old, model="meta-llama/Meta-Llama-3-8B") == (256, 8192, "prefill_first")
+    assert limits(**old, model="llama-2-7b") == (256, 4096, "prefill_first")
+    assert limits(**old, model="llama-2-7b", isl="4000", osl="1000") == (256, 5000, "prefill_first")
+    assert limits(**old, conditions="--max-model-len 16384") == (256, 16384, "prefill_first")
+
+
+def test_vllm_0_cut_the_prompts_of_models_with_long_contexts():
+    """Llama-3.1 is made for 131,072 tokens; an L4 holds no such sequence, so whoever ran it there had set a shorter one."""
+    assert limits(engine="vllm 0.5.3.post1") == limits(engine="vllm 0.6.3") == (256, 512, None)
+    assert limits(engine="vllm 0.7.3") == (256, 2048, None)
+    assert limits(engine="vllm 0.5.2") == (256, 131072, "prefill_first")
+    assert limits(engine="vllm 0.6.3", gpu="L4") == (256, 8192, "prefill_first")
+
+
+def test_the_v1_engine_came_later_to_old_gpus_and_to_those_of_amd():
+    assert (
+        limits(engine="vllm 0.9.2", gpu="V100-32G")[2]
+        == limits(engine="vllm 0.8.5", gpu="MI300X")[2]
+        == "prefill_first"
+    )
+    assert limits(engine="vllm 0.10.2", gpu="V100-32G") == (256, 2048, None)
+
+
+def test_vllm_takes_two_percent_more_of_the_memory_since_0_20():
+    def share(engine: str, conditions: str = "") -> float:
+        scenario = case(engine=engine, conditions=conditions, load="rate=4 req/s").scenario
+        assert scenario is not None
+        return float(scenario["engine"]["gpu_memory_utilization"])
+
+    assert (share("vllm 0.19.1"), share("vllm 0.20.0"), share("vllm")) == (0.9, 0.92, 0.9)
+    assert share("vllm 0.24.0", "gpu_memory_utilization=0.85") == 0.85
 
 
 def test_vllm_before_cuda_graphs_launches_every_kernel():
@@ -99,12 +150,55 @@ def test_sglang_computes_prompts_first_under_every_load():
         assert scenario["engine"]["max_num_seqs"] == 1024
 
 
-def test_sglang_starts_on_small_cards_whose_chunks_are_shorter():
-    """16 GB of weights, and the reserve of a chunk of 2,048 tokens, a quarter of that of 8,192."""
+def test_sglang_computes_chunks_by_version_and_memory():
+    def chunks(version: str) -> list[object]:
+        gpus = ("L4", "A100-40G", "H100-SXM-80GB", "B200")
+        return [limits(engine=f"sglang {version}", gpu=gpu, isl="512")[1] for gpu in gpus]
+
+    assert chunks("0.4.3") == [2048, 8192, 8192, 8192]
+    assert chunks("0.5.1.post1") == [2048, 8192, 8192, 16384]
+    assert chunks("0.5.8") == [2048, 4096, 8192, 16384]
+    assert chunks("0.5.23") == [4096, 4096, 8192, 16384]
+
+
+def test_sglangs_share_of_the_memory_is_a_table_before_0_4_8_and_leaves_bytes_free_since():
+    h100, b200 = load_gpu("h100-sxm"), load_gpu("b200-sxm")
+    assert [sglang_memory_share((0, 4, 3), h100, gpus) for gpus in (1, 2, 4, 8, 16)] == [0.88, 0.87, 0.85, 0.81, 0.79]
+    assert sglang_memory_share((0, 2, 13), b200, 8) == 0.83
+    gib = h100.visible_memory_bytes / 2**30
+    assert sglang_memory_share((0, 5, 1), h100, 1) == pytest.approx(1 - 10 / gib)
+    # half a GiB, 1.5 MiB for each of 8,192 tokens, 2 MiB for each of 256 or 512 sequences, 128 MiB a GPU
+    assert sglang_memory_share((0, 5, 8), h100, 1) == pytest.approx(1 - (512 + 12288 + 512 + 128) / 1024 / gib)
+    assert sglang_memory_share((0, 5, 8), h100, 4) == pytest.approx(1 - (512 + 12288 + 1024 + 512) / 1024 / gib)
+
+
+def test_sglangs_cache_is_what_weights_leave_of_its_share():
+    """16.06 GB of weights in 0.88 of an L4's 23.6 GB leave 4.7 GB, 36,000 tokens of 131 KB; activations come from the rest."""
     found = case(engine="sglang 0.4.3", gpu="L4", load="rate=1 req/s", isl="512", osl="16")
     assert found.scenario is not None
-    assert found.scenario["engine"]["gpu_memory_utilization"] == pytest.approx(1 - 15.7 / 4 / 23.6, abs=0.01)
+    ledger = plan_memory(Scenario.from_dict(found.scenario, where="the row"))
+    assert ledger.kv_tokens_capacity == pytest.approx((0.88 * 23.62e9 - 16.06e9) / 131072, rel=0.01)
     assert not isinstance(run_case(found), str)
+
+
+def test_a_range_of_random_lengths_is_what_the_tool_means_by_its_ratio():
+    def lengths(engine: str, conditions: str) -> object:
+        scenario = case(engine=engine, conditions=conditions, load="rate=4 req/s", isl="1000", osl="100").scenario
+        assert scenario is not None
+        return scenario["workload"]["lengths"]
+
+    asked = "--random-range-ratio 0.5"
+    below = {"kind": "uniform", "input_tokens": [500, 1000], "output_tokens": [50, 100]}
+    around = {"kind": "uniform", "input_tokens": [500, 1500], "output_tokens": [50, 150]}
+    assert lengths("vllm 0.8.4", f"benchmark_serving {asked}") == below
+    assert lengths("vllm 0.8.5", f"benchmark_serving {asked}") == around
+    assert lengths("sglang 0.5.8", f"sglang.bench_serving {asked}") == below
+    assert lengths("vllm 0.10.0", f"sglang.bench_serving {asked}") == below
+    # without a ratio SGLang's tool draws from one token on, vLLM's sends the nominal lengths
+    anything = {"kind": "uniform", "input_tokens": [1, 1000], "output_tokens": [1, 100]}
+    assert lengths("sglang 0.5.8", "python -m sglang.bench_serving --dataset-name random") == anything
+    fixed = {"kind": "fixed", "input_tokens": 1000, "output_tokens": 100}
+    assert lengths("vllm 0.10.0", "vllm bench serve --dataset-name random") == fixed
 
 
 def test_stages_of_a_pipeline_are_scheduled_as_vllm_does():

@@ -49,8 +49,18 @@ class Engine:
     @property
     def release(self) -> Version | None:
         """(major, minor) of the version."""
-        match = re.match(r"(\d+)\.(\d+)", self.version or "")
-        return (int(match[1]), int(match[2])) if match else None
+        return None if self.numbers is None else (self.numbers[0], self.numbers[1])
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """All numbers of the version, such as (0, 8, 4)."""
+        return numbers_of(self.version)
+
+
+def numbers_of(version: str | None) -> tuple[int, ...] | None:
+    """All numbers that `version` begins with; None if it does with none."""
+    match = re.match(r"\d+(?:\.\d+)+", version or "")
+    return tuple(int(number) for number in match[0].split(".")) if match else None
 
 
 def engine_of(text: str) -> Engine:

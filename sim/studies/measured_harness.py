@@ -5,13 +5,24 @@ Each assumption is a sentence in `Harness.notes`, which ends up beside the predi
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from sim.hardware.gpu import load_gpu
+from sim.model.transformer import load_model
+from sim.studies.engine_defaults import (
+    SGLANG_RANGE_RATIO,
+    random_range,
+    sglang_chunk,
+    sglang_memory_share,
+    sglang_sequences,
+    vllm_limits,
+    vllm_memory_share,
+)
 from sim.studies.load_forms import Load
-from sim.studies.measured_engines import Engine, engine_of
+from sim.studies.measured_engines import Engine, engine_of, numbers_of
 from sim.studies.measured_rows import MeasuredRow, tokens
 
 EAGER_TRTLLM = (0, 20)
@@ -21,21 +32,9 @@ BENCH_CACHE_SHARE = 0.95
 STATIC_PASS_TOKENS = 32768
 """Tokens of one pass in which a static batch is prefilled at most: beyond it the time grows in proportion anyway."""
 SGLANG_RESERVE_BYTES = 15.7e9
-"""What SGLang leaves free beside weights, cache and activations. Its `mem_fraction_static` is what a reserve in bytes leaves, not
-a share (server_args.py: most of it 1.5 MiB for each token of a chunk); 0.80 of an H100, of which the ledger counts 1.5 % of
-activations apart, is what six runs of 0.5.8 with 65 GB of weights show, and four of 0.5.1 that fill their cache."""
-SGLANG_CHUNKS = ((35, 2048), (60, 4096), (1024, 8192))
-"""(GiB below which, tokens) of a chunk of prompts in SGLang, for which most of that reserve is (server_args.py)."""
-SGLANG_SEQUENCES = {2048: 256, 4096: 256, 8192: 1024}
-"""Tokens of a chunk -> sequences that run at most. SGLang's own limit is 2,048 or more (model_runner.py): set by hand to what
-leaves room for the sampler, whose memory the ledger counts apart from the reserve."""
-VLLM_V1, VLLM_GRAPHS = (0, 8), (0, 3)
-"""Versions of vLLM from which on the V1 engine is the default, and iterations run from CUDA graphs (release notes of 0.8.0 and of
-0.2.7, the last of its line)."""
-VLLM_LARGE_BYTES = 70 * 2.0**30
-VLLM_LIMITS = {True: (1024, 8192, 16384), False: (256, 2048, 8192)}
-"""(max_num_seqs, max_num_batched_tokens as a server and as a library) of V1, on GPUs with at least so much memory but the A100,
-and on others (vllm/engine/arg_utils.py, from 0.8 on)."""
+"""What SGLang leaves free beside weights, cache and activations in NVIDIA's runs, for chunks of 8,192 tokens: 0.80 of an H100, of
+which the ledger counts 1.5 % of activations apart, is what six runs of 0.5.8 with 65 GB of weights show, and four of 0.5.1 that
+fill their cache. Neither release does so by itself (`sglang_memory_share`)."""
 CYCLED_PROMPTS = 100
 """AIPerf's default number of dataset entries (`--num-dataset-entries`), which requests take in turn."""
 CLIENT_S = 10e-3
@@ -79,9 +78,13 @@ class Harness:
     pause_s: float = 0.0
     """Mean time between an answer and the same user's next request, exponentially distributed."""
     num_requests: int | None = None
+    max_model_len: int | None = None
+    """Tokens that a sequence may have in vLLM's V0, as its model allows; None: stated, or of no account."""
     reserves_whole_sequence: bool = False
     """The engine admits a request only if its prompt and its whole output fit into the KV cache beside the others'
     (TensorRT-LLM's GUARANTEED_NO_EVICT, the default of its capacity scheduler)."""
+    activations_apart: bool = False
+    """Its share of the memory is for weights and cache alone; activations are in what it leaves free (SGLang)."""
     cycled_prompts: int = 0
     """Distinct prompts that are sent over and over, so that a prefix cache finds them; 0: all differ."""
     notes: list[str] = field(default_factory=list)
@@ -104,9 +107,7 @@ def harness_of(row: MeasuredRow, load: Load) -> Harness:
             found.engine["async_scheduling"] = False
     found.reserves_whole_sequence = "trt" in row.engine.lower() or "tensorrt" in row.engine.lower()
     if preset == "sglang":
-        visible_bytes, chunk = load_gpu(row.gpu).visible_memory_bytes, _sglang_chunk(row.gpu)
-        share = 1 - SGLANG_RESERVE_BYTES * chunk / SGLANG_CHUNKS[-1][1] / visible_bytes
-        found.engine["gpu_memory_utilization"] = round(max(share, 0.5), 3)
+        _sglang_defaults(found, row, server)
     words = f"{row.conditions} {row.engine}".lower()
     _options(found, row, load, words, server)
     _stated(found, row.conditions)
@@ -125,11 +126,12 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str, server: E
             "a nightly build of vLLM's own dashboard: from before it scheduled asynchronously by default"
         )
     if found.preset == "vllm" and not server.relative and not row.id.startswith("aic"):
-        _vllm_defaults(found, row.gpu, server, in_process=load.kind == "static" or "offline" in row.load.lower())
+        _vllm_defaults(found, row, server, in_process=load.kind == "static" or "offline" in row.load.lower())
     if load.kind == "closed_loop":
         _closed_loop(found, row, load, words, server)
     elif found.preset == "sglang" and load.kind != "static":
-        engine |= {"scheduler": "prefill_first", "max_num_seqs": SGLANG_SEQUENCES[_sglang_chunk(row.gpu)]}
+        engine["scheduler"] = "prefill_first"
+        engine["max_num_seqs"] = sglang_sequences(load_gpu(row.gpu))
     if found.preset.startswith("trtllm") and load.kind in ("burst", "poisson"):
         engine["max_num_seqs"] = 2048
     if any(
@@ -141,33 +143,42 @@ def _options(found: Harness, row: MeasuredRow, load: Load, words: str, server: E
     found.decodes_last_prompt_token = "turbomind" in words
 
 
-def _sglang_chunk(gpu: str) -> int:
-    """Tokens of a chunk of prompts that SGLang computes at once on `gpu`."""
-    gib = load_gpu(gpu).visible_memory_bytes / 2**30
-    return next(chunk for below, chunk in SGLANG_CHUNKS if gib < below)
+def _sglang_defaults(found: Harness, row: MeasuredRow, server: Engine) -> None:
+    """What SGLang does unless it is told otherwise, by version, GPU and cut."""
+    gpu = load_gpu(row.gpu)
+    chunk = sglang_chunk(server.numbers, gpu)
+    found.engine["max_num_batched_tokens"] = chunk
+    if row.id.startswith("aic"):
+        share = 1 - SGLANG_RESERVE_BYTES * chunk / 8192 / gpu.visible_memory_bytes
+    else:
+        gpus = math.prod(int(cut) for cut in (row.tensor, row.pipeline) if cut.isdigit())
+        share = sglang_memory_share(server.numbers, gpu, gpus)
+        found.activations_apart = True
+    found.engine["gpu_memory_utilization"] = round(max(share, 0.5), 3)
 
 
-def _vllm_defaults(found: Harness, gpu: str, server: Engine, in_process: bool) -> None:
-    """What vLLM does unless it is told otherwise, by version and GPU."""
-    release = server.release
-    if release is not None and release < VLLM_V1:
+def _vllm_defaults(found: Harness, row: MeasuredRow, server: Engine, in_process: bool) -> None:
+    """What vLLM does unless it is told otherwise, by version, GPU and model."""
+    model = load_model(row.model)
+    stated = re.search(r"max[_-]model[_-]len[\s=:]+(\d+)", row.conditions)
+    longest = int(stated[1]) if stated else model.max_position
+    limits = vllm_limits(server.numbers, load_gpu(row.gpu), longest, model.has_windows)
+    found.engine["gpu_memory_utilization"] = vllm_memory_share(server.numbers)
+    found.engine["max_num_seqs"] = limits.sequences
+    found.engine["max_num_batched_tokens"] = limits.library_tokens if in_process else limits.server_tokens
+    if limits.prompts_first:
         found.engine["scheduler"] = "prefill_first"
         found.notes.append("vLLM before its V1 engine: prompts first, and whole")
-        if release < VLLM_GRAPHS:
-            found.engine["cuda_graphs"] = False
-        return
-    device = load_gpu(gpu)
-    large = device.visible_memory_bytes >= VLLM_LARGE_BYTES and not device.name.startswith("a100")
-    sequences, server_tokens, tokens_in_process = VLLM_LIMITS[large]
-    budget = tokens_in_process if in_process else server_tokens
-    found.engine |= {"max_num_seqs": sequences, "max_num_batched_tokens": budget}
+    if limits.by_length and not stated:
+        found.max_model_len = longest
 
 
 def _closed_loop(found: Harness, row: MeasuredRow, load: Load, words: str, server: Engine) -> None:
     """Users who send the next request when the last one is answered."""
     engine = found.engine
     nvidia = row.id.startswith("aic")
-    engine["max_num_seqs"] = load.count if nvidia else max(load.count, engine.get("max_num_seqs", 256))
+    own = engine.get("max_num_seqs")  # of vLLM, which nobody is said to have changed
+    engine["max_num_seqs"] = load.count if nvidia else own or max(load.count, 256)
     if not nvidia and "max_num_batched_tokens" in engine:
         engine["max_num_batched_tokens"] = max(engine["max_num_batched_tokens"], engine["max_num_seqs"])
     found.num_requests = 10 * load.count
@@ -218,6 +229,7 @@ def _stated(found: Harness, conditions: str) -> None:
         found.engine["gpu_memory_utilization"] = float(match[1])
     elif "trtllm-bench" in conditions:
         found.engine["gpu_memory_utilization"] = BENCH_CACHE_SHARE
+    _random_lengths(found, conditions)
     if "KV 99%" in conditions:
         found.engine["gpu_memory_utilization"] = 0.99
     if "max runtime batch 4096" in conditions:
@@ -233,6 +245,18 @@ def _stated(found: Harness, conditions: str) -> None:
         found.notes.append("only mean lengths stated: log-normal around them")
     if match := re.search(r"^(\d+) (?:ShareGPT )?(?:requests|prompts)", conditions):
         found.num_requests = int(match[1])
+
+
+def _random_lengths(found: Harness, conditions: str) -> None:
+    """The range of lengths that a benchmark tool was asked for, or draws if it was not."""
+    stated = re.search(r"random[_-]range[_-]ratio[\s=:]+(\d*\.?\d+)", conditions)
+    of_sglang = "bench_serving" in conditions
+    asked = re.search(r"dataset[_-]name[\s=:]+random\b", conditions) is not None
+    if stated is None and not (of_sglang and asked):
+        return
+    ratio = float(stated[1]) if stated else SGLANG_RANGE_RATIO
+    of_vllm = not of_sglang and found.preset == "vllm"
+    found.uniform = random_range(ratio, of_vllm, numbers_of(found.engine.get("version")))
 
 
 def _static(found: Harness, load: Load, row: MeasuredRow) -> None:

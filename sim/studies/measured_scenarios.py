@@ -19,6 +19,8 @@ SHAREGPT_TOKENS = (202, 214)
 """Mean prompt and output of ShareGPT as the TensorRT-LLM v0.17 online rows state them; others filter it differently."""
 SHAREGPT_CV = (1.0, 0.8)
 """Coefficients of variation, both assumed: long-tailed, near exponential."""
+MOST_TOKENS = 2048
+"""Of a prompt, and of an output, of such a data set."""
 REQUESTS_PER_USER = 10
 """Requests a user of a closed loop sends, if their number is not stated (AIPerf recipes: 10 x concurrency)."""
 MOST_REQUESTS = 5000
@@ -83,6 +85,8 @@ def _case(rows: list[MeasuredRow]) -> Case:
             _allocate_batch(case.scenario, row, load)
         elif harness.reserves_whole_sequence:
             _reserve(case.scenario, row.id)
+        elif harness.activations_apart:
+            _spare_activations(case.scenario, row.id)
         case.offered_rate = load.rate or None
     except TwoWallsError as error:
         return Case(rows, reason=str(error).replace("\n", ";"))
@@ -95,13 +99,17 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
     deployment = deployment_of(row, harness, precision)
     if deployment.get("pipeline_parallel_size", 1) > 1:
         harness.engine.pop("scheduler", None)  # stages are scheduled as vLLM does
+    elif harness.max_model_len is not None and not _holds_one(row, harness.max_model_len, precision, deployment):
+        # vLLM refuses to start then, so a shorter one was set
+        harness.engine |= {"scheduler": "prefill_first", "max_num_batched_tokens": CHUNK_TOKENS}
     if harness.engine.get("scheduler") == "prefill_first":
-        longest = 0 if "sharegpt" in row.isl.lower() else sum(tokens(row.isl)) + sum(tokens(row.osl or "1"))
-        harness.engine["max_num_batched_tokens"] = max(CHUNK_TOKENS, longest)
+        longest = (
+            sum(tokens(row.isl)) + sum(tokens(row.osl or "1")) if "sharegpt" not in row.isl.lower() else 2 * MOST_TOKENS
+        )
+        budget = harness.engine.get("max_num_batched_tokens", CHUNK_TOKENS)
+        harness.engine["max_num_batched_tokens"] = max(budget, longest)
     harness.engine = {key: value for key, value in harness.engine.items() if value is not None}
-    if harness.preset not in ("vllm", "trtllm", "trtllm-cpp"):
-        harness.engine.pop("version", None)  # of the others there is one version
-    elif harness.preset == "vllm" and newer_than_known(harness.engine.get("version")):
+    if harness.preset == "vllm" and newer_than_known(harness.engine.get("version")):
         newer = harness.engine.pop("version")
         harness.notes.append(f"vLLM {newer} is newer than any whose rules are known: scheduled as the newest")
     return {
@@ -113,6 +121,26 @@ def _scenario(row: MeasuredRow, load: Load, harness: Harness) -> dict[str, Any]:
         "engine": harness.engine,
         "workload": _workload(row, load, harness, deployment.get("data_parallel_size", 1)),
     }
+
+
+def _holds_one(row: MeasuredRow, length: int, precision: dict[str, str], deployment: dict[str, Any]) -> bool:
+    """Whether a replica of vLLM has room for one sequence of `length` tokens."""
+    from sim.scenario import Scenario
+    from sim.simulate import plan_memory
+
+    one = {"kind": "fixed", "input_tokens": length - 1, "output_tokens": 1}
+    about = {
+        "model": row.model,
+        "precision": precision,
+        "cluster": cluster_of(row),
+        "deployment": deployment,
+        "engine": {"gpu_memory_utilization": 0.9},
+        "workload": {"lengths": one, "arrivals": {"kind": "burst"}, "num_requests": 1},
+    }
+    try:
+        return plan_memory(Scenario.from_dict(about, where=row.id)).max_sequences >= 1
+    except TwoWallsError:
+        return False
 
 
 def _reserve(scenario: dict[str, Any], where: str) -> None:
@@ -135,6 +163,18 @@ def _reserve(scenario: dict[str, Any], where: str) -> None:
     for _ in range(2):
         running = max(min(asked, ledger(max_num_seqs=running).max_sequences), 1)
     scenario["engine"]["max_num_seqs"] = running
+
+
+def _spare_activations(scenario: dict[str, Any], where: str) -> None:
+    """Memory as SGLang shares it out: its share holds weights and cache, and the rest whatever else is needed."""
+    from sim.scenario import Scenario
+    from sim.simulate import plan_memory
+
+    engine = scenario["engine"]
+    roomy = {**scenario, "engine": engine | {"gpu_memory_utilization": 1.0}}
+    fullest = plan_memory(Scenario.from_dict(roomy, where=where)).per_gpu[0]
+    beside_share = (fullest.activation_bytes + fullest.overhead_bytes) / fullest.capacity_bytes
+    engine["gpu_memory_utilization"] = round(min(engine["gpu_memory_utilization"] + beside_share, 1.0), 3)
 
 
 def _allocate_batch(scenario: dict[str, Any], row: MeasuredRow, load: Load) -> None:
@@ -239,5 +279,5 @@ def _lognormal(input_mean: int, output_mean: int, asked: bool = False) -> dict[s
         "output_mean": output_mean,
         "input_cv": input_cv,
         "output_cv": 0.0 if asked else output_cv,
-        "max_tokens": 2048,
+        "max_tokens": MOST_TOKENS,
     }
