@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sim.cost import fits
+from sim.cost.expert_tiles import SMALL, TUNED
 from sim.cost.roofline import Roofline
-from sim.cost.tuned_experts import TUNED
 from sim.hardware.gpu import load_gpu
 from sim.studies.expert_rows import expert_rows
 from sim.studies.kernel_kinds import KERNEL_KINDS, KernelKind, experts_with_tokens
@@ -24,24 +24,27 @@ def kind_of(dtype: str) -> KernelKind:
     return next(kind for kind in KERNEL_KINDS if (kind.kind, kind.dtype) == ("moe", dtype))
 
 
-def write(folder: Path, rows: list[tuple[str, str, tuple[int, int, int, int], int, float]]) -> Path:
-    """Rows of (moe_dtype, distribution, model, tokens, milliseconds), all experts on one GPU."""
+def write(
+    folder: Path,
+    rows: list[tuple[str, str, tuple[int, int, int, int], int, float]],
+    more: dict[str, object] | None = None,
+    place: str = "",
+) -> Path:
+    """Rows of (moe_dtype, distribution, model, tokens, milliseconds), all experts on one GPU, with `more` in every row."""
     import pyarrow.parquet as parquet
 
-    (folder / "moe").mkdir(parents=True)
+    (folder / "moe" / place).mkdir(parents=True, exist_ok=True)
+    shape = ("hidden_size", "inter_size", "topk", "num_experts")
+    alike = {"moe_tp_size": 1, "moe_ep_size": 1, "kernel_source": "triton"} | (more or {})
     columns = {
         "moe_dtype": [r[0] for r in rows],
         "distribution": [r[1] for r in rows],
-        **{
-            name: [r[2][i] for r in rows] for i, name in enumerate(("hidden_size", "inter_size", "topk", "num_experts"))
-        },
+        **{name: [r[2][i] for r in rows] for i, name in enumerate(shape)},
         "num_tokens": [r[3] for r in rows],
-        "moe_tp_size": [1] * len(rows),
-        "moe_ep_size": [1] * len(rows),
-        "kernel_source": ["triton"] * len(rows),
         "latency": [r[4] for r in rows],
+        **{name: [value] * len(rows) for name, value in alike.items()},
     }
-    parquet.write_table(pyarrow.table(columns), folder / "moe" / "moe_perf.parquet")
+    parquet.write_table(pyarrow.table(columns), folder / "moe" / place / "moe_perf.parquet")
     return folder
 
 
@@ -79,6 +82,26 @@ def test_rows_with_tuned_tiles_and_rows_by_rule_are_of_two_kinds(tmp_path: Path)
     for gpu, tuned, by_rule in (("h200-sxm", 2, 0), ("h100-sxm", 0, 2)):
         found = [expert_rows(kind_of(dtype), folder, load_gpu(gpu)) for dtype in (TUNED, "bf16")]
         assert [0 if table is None else len(table["latency_s"]) for table in found] == [tuned, by_rule]
+
+
+def test_rows_of_small_tiles_are_those_of_old_releases_and_of_sglang(tmp_path: Path) -> None:
+    """An A100's rows of vLLM 0.14 are no rows of today's rule; where SGLang measured too, its rows count, on one rank."""
+    rows = [("bfloat16", "balanced", MIXTRAL, 64, 2.5), ("bfloat16", "balanced", QWEN, 64, 0.7)]
+    write(tmp_path / "t", rows, {"framework": "VLLM", "version": "0.14.0"})
+    found = {dtype: expert_rows(kind_of(dtype), tmp_path / "t", load_gpu("a100-sxm-80gb")) for dtype in ("bf16", SMALL)}
+    assert found["bf16"] is None
+    assert found[SMALL] is not None
+    assert found[SMALL]["latency_s"].tolist() == pytest.approx([0.7e-3, 2.5e-3])
+    source = {"framework": "SGLang", "version": "0.5.10", "kernel_source": "sglang_fused_moe_triton"}
+    below = write(tmp_path / "p", rows[:1], {"framework": "VLLM", "version": "0.14.0"}, "vllm/0.14.0")
+    write(below, [("bfloat16", "balanced", MIXTRAL, 64, 2.6)], source, "sglang/0.5.10")
+    small = expert_rows(kind_of(SMALL), below, load_gpu("a100-sxm-80gb"))
+    assert small is not None
+    assert small["latency_s"].tolist() == pytest.approx([2.6e-3])
+    write(below, [("bfloat16", "balanced", MIXTRAL, 64, 2.6)], source | {"moe_ep_size": 2}, "sglang/0.5.10")
+    small = expert_rows(kind_of(SMALL), below, load_gpu("a100-sxm-80gb"))
+    assert small is not None
+    assert small["latency_s"].tolist() == pytest.approx([2.5e-3])
 
 
 def test_skewed_routing_leaves_experts_without_tokens() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,11 +308,11 @@ def test_a_module_of_latent_attention_is_its_attention_and_what_its_engine_ran_a
 
 def experts_on_the_bench_s(tokens: int, experts: int, balanced: bool) -> float:
     """What the roofline says of experts of 4096 x 1024, two a token, with weights in L2 where they fit."""
-    c, touched = ROOFLINE.constants("moe", "bf16"), fits.experts_touched(tokens, experts, experts, 2)
+    c, routing = ROOFLINE.constants("moe", "bf16"), fits.Routing.uniform(tokens, experts, experts, 2)
     if balanced:
-        touched = np.minimum(experts, 2.0 * tokens)
-    cold = fits.from_l2(c, H100, 3 * touched * 4096 * 1024 * weight_bytes("bf16"))
-    time = fits.moe(c, H100, tokens, 4096, 1024, touched, 2.0 * tokens, 2.0 * tokens, "bf16", cold)
+        routing = replace(routing, touched=np.minimum(experts, routing.pairs))
+    cold = fits.from_l2(c, H100, 3 * routing.touched * 4096 * 1024 * weight_bytes("bf16"))
+    time = fits.moe(c, H100, routing, 4096, 1024, "bf16", cold)
     return float(time.total_s)
 
 

@@ -8,6 +8,7 @@ dimensionless fractions of printed peaks, or seconds (`_s`), and mean the same o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -215,49 +216,79 @@ def experts_touched(
     return array(local_experts * (1 - missed))
 
 
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What the tokens of a batch ask of the experts on one rank; numbers are expectations."""
+
+    tokens: Floats
+    experts: Floats
+    """On this rank."""
+    touched: Floats
+    """Of these, the ones that a token picks."""
+    here: Floats
+    """(token, expert) pairs of this rank's experts."""
+    pairs: Floats
+    """Those of all ranks."""
+
+    @classmethod
+    def uniform(
+        cls, tokens: Floats | float, experts: Floats | float, local_experts: Floats | float, top_k: Floats | float
+    ) -> Routing:
+        """Every token picks `top_k` of `experts`, of which `local_experts` are here, uniformly."""
+        touched, pairs = experts_touched(tokens, experts, local_experts, top_k), array(tokens) * top_k
+        return cls(array(tokens), array(local_experts), touched, pairs * local_experts / experts, pairs)
+
+
 def moe(
     c: Constants,
     gpu: Gpu,
-    tokens: Floats | float,
+    routing: Routing,
     hidden: Floats | float,
     intermediate: Floats | float,
-    touched: Floats | float,
-    routed: Floats | float,
-    pairs: Floats | float,
     dtype: str,
     cold: Floats | float = 1.0,
 ) -> KernelTime:
-    """Grouped gate+up and down GEMMs of the `touched` experts of a rank, over `routed` (token, expert) pairs of its own.
+    """Grouped gate+up and down GEMMs of the experts of a rank that have tokens.
 
     Three matrices of hidden x intermediate an expert. An expert computes `tile` rows more than it has, for its last row
-    tile is never full (four times as many where there are more tokens than experts: tiles of 16 rows become 64, vLLM's
-    fused_moe, get_default_config), and costs `expert_s` of one SM to set up. The serial reductions over hidden, then
-    intermediate, cost `depth_s` for every 4096 elements. Where some of `pairs` are not routed here, those of this rank are
-    picked out first, which costs `map_s`. Reading the weights takes `cold` of its time from HBM (as in `gemm`).
+    tile is never full (four times as many where tiles of 16 rows become 64: `_more_rows`), and costs `expert_s` of one SM to
+    set up. Small tiles (`sim/cost/expert_tiles.py`) of 64 rows read weights at `narrow` of the rate, half a cache line at a
+    time. The serial reductions over hidden, then intermediate, cost `depth_s` for every 4096 elements. Where some of the pairs
+    are not routed here, those of this rank are picked out first, which costs `map_s`. Reading the weights takes `cold` of its
+    time from HBM (as in `gemm`).
 
     The rows of pairs routed here go in and out of the GEMMs at `gather` bytes a cycle on every SM, at HBM's rate at most.
     Kernels that know nothing of ranks (Triton's and Marlin's in vLLM) write zeros for pairs of other ranks and activate
     those too; then all rows are summed. These bytes go at `combine` bytes a cycle, and `passes` of them are made: all, or the
     tenth that is left where a library sums in its second GEMM.
     """
-    tokens, hidden, intermediate = array(tokens), array(hidden), array(intermediate)
-    touched, routed, pairs = array(touched), array(routed), array(pairs)
+    hidden, intermediate = array(hidden), array(intermediate)
+    tokens, touched, routed, pairs = routing.tokens, routing.touched, routing.here, routing.pairs
     activation = expert_activation_bytes(gpu, dtype)
-    tokens_an_expert = routed * tokens / np.maximum(touched * pairs, 1e-12)
-    large = tokens_an_expert**4 / (1 + tokens_an_expert**4)
+    large = _more_rows(routing, "narrow" in c)
     rows = routed + c["tile"] * (1 + 3 * large) * touched
     compute_s = 6 * rows * hidden * intermediate / (c["compute"] * expert_flops_per_s(gpu, dtype))
     weights_s = cold * streaming_s(c, gpu, 3 * touched * hidden * intermediate * weight_bytes(dtype))
     moved = routed * (hidden * (activation + ACTIVATION_BYTES) + intermediate * (3 * ACTIVATION_BYTES + activation))
+    weights_s = weights_s * (1 + large * (1 / c.get("narrow", 1.0) - 1))
     memory, compute = smooth_body(compute_s, weights_s + _passed_s(c, gpu, moved, c["gather"]), c["overlap"])
     # gate and up written and read, their product written; the output written
     elsewhere = ACTIVATION_BYTES * (pairs - routed) * (5 * intermediate + hidden)
     summed = ACTIVATION_BYTES * hidden * (pairs + tokens)
-    combine_s = _passed_s(c, gpu, c["passes"] * (elsewhere + summed), c["combine"])
+    combine_s = _passed_s(c, gpu, c.get("passes", 1.0) * (elsewhere + summed), c["combine"])
     depth_s = c["depth_s"] * (hidden + intermediate) / DEPTH_REFERENCE
     map_s = np.where(routed < 0.999 * pairs, c["map_s"], 0.0)
     fixed_s = c["launch_s"] + depth_s + map_s + c["expert_s"] * touched / gpu.sm_count + np.zeros_like(compute)
     return KernelTime(fixed_s, memory + combine_s, compute)
+
+
+def _more_rows(routing: Routing, by_rule: bool) -> Floats:
+    """How much tiles have 64 rows instead of 16 (0 to 1): the rule of small tiles gives them to more tokens than experts, opening
+    gradually over one token; tuned ones and those of libraries do so around that many for each expert with tokens."""
+    if by_rule:
+        return np.clip(routing.tokens - routing.experts, 0.0, 1.0)
+    tokens_an_expert = routing.here * routing.tokens / np.maximum(routing.touched * routing.pairs, 1e-12)
+    return np.asarray(tokens_an_expert**4 / (1 + tokens_an_expert**4))
 
 
 def _passed_s(c: Constants, gpu: Gpu, size_bytes: Floats, cycle_bytes: float) -> Floats:

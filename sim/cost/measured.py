@@ -15,6 +15,7 @@ import numpy as np
 
 from sim.cost import attention_fits
 from sim.cost import measured_corrections as corrections
+from sim.cost.expert_tiles import VLLM_TILES, ExpertTiles, tiles_of
 from sim.cost.fits import arithmetic, array
 from sim.cost.interpolation import Curve, LogGrid, nearest_row
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
@@ -44,16 +45,22 @@ class MeasuredKernels:
             for them.
         fp8_attention: decode attention over an fp8 cache of the engine, in time of the default engine's kernels; not
             applied to tables of the engine itself.
+        tiles: of the engine's experts in bf16; those of the tables are known by their engine and version.
     """
 
     def __init__(
-        self, gpu: Gpu, tables: GpuTables | None, static_scales: bool = False, fp8_attention: float = 1.0
+        self,
+        gpu: Gpu,
+        tables: GpuTables | None,
+        static_scales: bool = False,
+        fp8_attention: float = 1.0,
+        tiles: ExpertTiles = VLLM_TILES,
     ) -> None:
         self.gpu = gpu
         self.tables = tables
         self.static_scales = static_scales
         self.fp8_attention = fp8_attention
-        self.roofline = Roofline(gpu)
+        self.roofline = Roofline(gpu, tiles=tiles)
         # what-if studies change `gpu`; its tables were measured on the one of the catalogue
         self._bench = Roofline(load_gpu(gpu.name)) if tables else self.roofline
         self._found: dict[Any, Any] = {}
@@ -137,7 +144,9 @@ class MeasuredKernels:
         found = self._once(("moe table", dtype), lambda: self._moe_table(dtype))
         if found is None:
             return None
-        curve, measured = corrections.moe_curve(self._bench, found[0], shape, dtype, balanced=found[1])
+        table, balanced = found
+        bench = Roofline(self._bench.gpu, tiles=tiles_of(table.engine, table.version))
+        curve, measured = corrections.moe_curve(bench, table, shape, dtype, balanced)
         self._substituted(("moe", dtype), not measured)
         if measured:
             asked = "hidden {}, {} columns, top {} of {}, {} here".format(*shape)
@@ -152,6 +161,7 @@ class MeasuredKernels:
             last = not balanced
             table = self._table("moe", dtype, "moe", "moe_perf.parquet", rows, corrections.MOE_SHAPE, note=last)
             if table is not None:
+                table = table.only(corrections.sound_ranks(table.engine, table["moe_ep_size"]))
                 if last:
                     self._notes[f"moe {dtype}: no rows with balanced routing; those of power_law_1.01 on one GPU"] = (
                         None

@@ -41,6 +41,8 @@ class Table:
     """Folder and file, engine and version, for readers."""
     engine: str = ""
     """Whose kernels: vllm, trtllm, sglang; empty where the file does not say."""
+    version: str = ""
+    """Of that engine; empty where the file does not say."""
 
     def __getitem__(self, column: str) -> Floats:
         return self.columns[column]
@@ -50,7 +52,9 @@ class Table:
 
     def only(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Table:
         """The rows marked true, or the rows of these indices."""
-        return Table({name: values[rows] for name, values in self.columns.items()}, self.origin, self.engine)
+        return Table(
+            {name: values[rows] for name, values in self.columns.items()}, self.origin, self.engine, self.version
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +172,8 @@ def _read(path: Path, where: Where, shape: tuple[str, ...]) -> Table | None:
     parts = path.parts[-3:] if path.parent.name in ("gemm", "attention", "mla", "moe", "quantize") else path.parts[-5:]
     said = " ".join(str(raw[name][0]) for name in origins)
     kept = {name: column[first] for name, column in columns.items()} | {"latency_s": latency_s[first]}
-    engine = str(raw["framework"][0]).lower() if "framework" in has else ""
-    return Table(kept, "/".join(parts) + (f" ({said})" if said else ""), engine)
+    engine, version = (str(raw[name][0]) if name in has else "" for name in ("framework", "version"))
+    return Table(kept, "/".join(parts) + (f" ({said})" if said else ""), engine.lower(), version)
 
 
 def fastest_rows(shape: Sequence[NDArray[Any]], latency: Floats) -> NDArray[np.intp]:

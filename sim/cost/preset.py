@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cost.expert_tiles import SGLANG_TILES, SMALL_BEFORE, VLLM_SMALL_TILES, VLLM_TILES, ExpertTiles
 from sim.cost.formats import Quantisation
 from sim.cost.vector_attention import VectorAttention
 from sim.hardware.gpu import Gpu
@@ -74,6 +75,8 @@ class EnginePreset:
     """Decode attention that does not run on tensor cores; None: all of it does."""
     latent_splits: float | None = None
     """Thread blocks to which Triton's latent attention gives the keys of a sequence (with 16 heads); None: one for 512 keys."""
+    expert_tiles: ExpertTiles = VLLM_TILES
+    """Of experts in bf16."""
     sliding_windows: bool = True
     """A model's sliding windows limit what its queries see and what is kept for them."""
     tuned_reads: bool = False
@@ -202,6 +205,7 @@ PRESETS: dict[str, EnginePreset] = {
         server_token_s=48e-6,
         launch_layer_s=0.25e-3,
         mixed_graph_tokens=16384,
+        expert_tiles=SGLANG_TILES,
         source="62 runs of SGLang 0.5; its server by the 19,600 tokens/s it reaches; entry by hand, launching assumed",
     ),
 }
@@ -308,7 +312,7 @@ def _in_version(preset: EnginePreset, version: tuple[int, int, int, int]) -> Eng
         if version < VLLM_LATENT_SPLITS[0]:
             preset = replace(preset, latent_splits=VLLM_LATENT_SPLITS[1])
         host = next((times for before, times in VLLM_V0_HOST if version < before), {})
-        preset = replace(preset, **host)
+        preset = replace(preset, expert_tiles=VLLM_SMALL_TILES if version < SMALL_BEFORE else VLLM_TILES, **host)
         for before, sizes, mixed_tokens in VLLM_GRAPHS:
             if version < before:
                 preset = replace(preset, graph_sizes=sizes, mixed_graph_tokens=mixed_tokens)

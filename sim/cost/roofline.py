@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from sim.cost import attention_fits, fits
 from sim.cost.attention_software import attention_software
+from sim.cost.expert_tiles import SMALL, TUNED, VLLM_TILES, ExpertTiles
 from sim.cost.fits import Constants
 from sim.cost.formats import STATIC_SCALES, Quantisation, kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
-from sim.cost.tuned_experts import TUNED, TUNED_SHAPES, are_tuned
 from sim.errors import InputError
 from sim.hardware.gpu import Gpu
 
@@ -64,6 +64,7 @@ class Roofline:
         tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
             was measured on this GPU, and keys are split over thread blocks whether heads share them or not.
         latent_splits: of a sequence in Triton's latent attention (`EnginePreset.latent_splits`).
+        tiles: of experts in bf16.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Roofline:
         fp8_attention: float = 1.0,
         tuned_reads: bool = False,
         latent_splits: float | None = None,
+        tiles: ExpertTiles = VLLM_TILES,
     ) -> None:
         self.gpu = replace(gpu, loaded_clock=1.0) if ideal else gpu
         self.ideal = ideal
@@ -81,6 +83,7 @@ class Roofline:
         self.fp8_attention = fp8_attention
         self.tuned_reads = tuned_reads
         self.latent_splits = latent_splits
+        self.tiles = tiles
 
     def constants(self, kind: str, dtype: str) -> Constants:
         """The fitted constants of a kernel kind for `dtype`, or those of bf16 where there are none for it. Nobody measured int8
@@ -115,9 +118,9 @@ class Roofline:
 
     def _best_memory(self) -> float:
         """Share of the HBM bandwidth at which the best of the kernels reads that mostly read: products, attention, experts; in
-        bf16, in which all of them were measured on every GPU that has tables."""
-        kinds = ("gemm", "decode_attention", "moe")
-        return max(self.constants(kind, "bf16")["memory"] for kind in kinds)
+        bf16, in which all of them were measured on every GPU that has tables, experts in one kind of tiles or another."""
+        kinds = (("gemm", "bf16"), ("decode_attention", "bf16"), ("moe", "bf16"), ("moe", SMALL))
+        return max(self.constants(*kind)["memory"] for kind in kinds)
 
     def _best_compute(self, dtype: str) -> float:
         """Share of the tensor peak that the best measured GEMM of this arithmetic reaches."""
@@ -195,20 +198,20 @@ class Roofline:
         dtype: str,
     ) -> KernelTime:
         """Grouped GEMMs of the routed experts of one layer on this rank, every token picking its experts uniformly."""
-        touched = fits.experts_touched(tokens, experts, local_experts, top_k)
-        routed = fits.array(tokens) * top_k * local_experts / experts
-        pairs = fits.array(tokens) * top_k
+        routing = fits.Routing.uniform(tokens, experts, local_experts, top_k)
         c = self.expert_constants(dtype, local_experts, intermediate)
         if self.quantisation != "dynamic" and dtype == "fp8" and self._stands_in(c):
             c = {**c, "compute": self._best_compute(dtype)}
-        return fits.moe(c, self.gpu, tokens, hidden, intermediate, touched, routed, pairs, dtype)
+        return fits.moe(c, self.gpu, routing, hidden, intermediate, dtype)
 
     def expert_constants(self, dtype: str, experts: int, columns: int) -> Constants:
-        """Those of `experts` on a rank with `columns` there: of tuned tiles where vLLM brings them for this GPU, or where an
-        engine tries its kernels on one for which some are known."""
-        tries = self.tuned_reads and self.gpu.name in TUNED_SHAPES
-        tuned = dtype == "bf16" and (tries or bool(are_tuned(self.gpu.name, experts, columns)))
-        return self.constants("moe", TUNED if tuned else dtype)
+        """Those of `experts` on a rank with `columns` there. An engine that tries its kernels has tuned tiles for all of them on
+        a GPU for which some are known."""
+        if dtype != "bf16":
+            return self.constants("moe", dtype)
+        if self.tuned_reads and self.gpu.name in self.tiles.tuned:
+            return self.constants("moe", TUNED)
+        return self.constants("moe", str(self.tiles.constants_of(self.gpu, experts, columns)[0]))
 
     def _stands_in(self, c: Constants) -> bool:
         """Whether constants of fp8 experts are those of block-scaled kernels, as on Hopper. Without partial sums to scale,

@@ -241,15 +241,24 @@ class Deployment:
 
     def _backend(self, gpu: Gpu) -> KernelBackend:
         quantisation = quantised(self.preset.quantisation, self.precision.static_scales)
-        fp8_attention, splits = self.preset.fp8_attention, self.preset.latent_splits
+        preset = self.preset
         if self.scenario.costs == "roofline":
-            return Roofline(gpu, self.preset.ideal, quantisation, fp8_attention, self.preset.tuned_reads, splits)
+            return Roofline(
+                gpu,
+                preset.ideal,
+                quantisation,
+                preset.fp8_attention,
+                preset.tuned_reads,
+                preset.latent_splits,
+                preset.expert_tiles,
+            )
         where = f"{self.scenario.where}: costs"
-        if self.preset.ideal:
+        if preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
         # of one engine's presets, trtllm and trtllm-cpp, the tables know the engine only
-        framework = self.preset.name.partition("-")[0]
-        found = MeasuredKernels(gpu, find_tables(gpu, framework, where), quantisation != "dynamic", fp8_attention)
+        framework = preset.name.partition("-")[0]
+        tables = find_tables(gpu, framework, where)
+        found = MeasuredKernels(gpu, tables, quantisation != "dynamic", preset.fp8_attention, preset.expert_tiles)
         self._backends.append(found)
         return found
 

@@ -12,14 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost.measured_tables import GpuTables, fastest_rows
+from sim.cost.measured_tables import DEFAULT_FRAMEWORK, GpuTables, fastest_rows
 from sim.errors import InputError
 
 Table = Mapping[str, NDArray[Any]]
 """Columns of one table by name, all of one length; `latency_s` is in seconds, texts stay texts."""
 
 
-def read_table(folder: Path, file: str, where: Mapping[str, str | int], shape: Sequence[str]) -> Table | None:
+def read_table(
+    folder: Path,
+    file: str,
+    where: Mapping[str, str | int],
+    shape: Sequence[str],
+    framework: str = DEFAULT_FRAMEWORK,
+) -> Table | None:
     """The fastest row of every shape of one file, or None where the file or such rows do not exist.
 
     Args:
@@ -28,9 +34,10 @@ def read_table(folder: Path, file: str, where: Mapping[str, str | int], shape: S
         file: family and name, such as "gemm/gemm_perf.parquet".
         where: values that columns must have; a column the file lacks is taken as matching.
         shape: columns that together name a shape.
+        framework: whose kernels, where there are those of several engines.
     """
     family, name = file.split("/")
-    versions = [path for paths in GpuTables(folder).paths(family, name) for path in reversed(paths)]
+    versions = [path for paths in GpuTables(folder, framework).paths(family, name) for path in reversed(paths)]
     return next((table for path in versions if (table := _read(path, where, shape)) is not None), None)
 
 

@@ -96,14 +96,19 @@ def leave_one_out(folder: str | Path, kinds: Sequence[KernelKind] = KERNEL_KINDS
     groups = read_tables(folder, gpus, kinds)
     rows = []
     for group in groups:
-        key = (group[0].kind.kind, group[0].kind.dtype)
-        others = [other for other in groups if other is not group and (other[0].kind.kind, other[0].kind.dtype) == key]
+        others = [other for other in groups if other is not group and _computes(other) == _computes(group)]
         for one in group:
             rest = [other for other in group if other.gpu != one.gpu]
-            relatives = rest or max(others, key=lambda other: generations(other, fitted), default=[])
+            foreign = [[other for other in group if other.gpu != one.gpu] for group in others]
+            relatives = rest or max(foreign, key=lambda other: generations(other, fitted), default=[])
             if relatives and one.kind.headline(one.table).any():
                 rows.append(_left_out(one, relatives, fitted, shared, same_software=bool(rest)))
     return rows
+
+
+def _computes(group: Sequence[Measured]) -> tuple[str, str]:
+    """Kind of kernel and format of a group; tiles of experts are other software for one format."""
+    return group[0].kind.kind, group[0].kind.dtype.removesuffix("_small").removesuffix("_tuned")
 
 
 def _left_out(
