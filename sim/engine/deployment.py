@@ -241,24 +241,17 @@ class Deployment:
 
     def _backend(self, gpu: Gpu) -> KernelBackend:
         quantisation = quantised(self.preset.quantisation, self.precision.static_scales)
-        preset = self.preset
+        preset, fp8_attention, tiles = self.preset, self.preset.fp8_attention, self.preset.expert_tiles
         if self.scenario.costs == "roofline":
-            return Roofline(
-                gpu,
-                preset.ideal,
-                quantisation,
-                preset.fp8_attention,
-                preset.tuned_reads,
-                preset.latent_splits,
-                preset.expert_tiles,
-            )
+            splits = preset.latent_splits
+            return Roofline(gpu, preset.ideal, quantisation, fp8_attention, preset.tuned_reads, splits, tiles)
         where = f"{self.scenario.where}: costs"
         if preset.ideal:
             raise InputError(where, "got measured with the preset ideal, which is printed peaks", "use roofline")
         # of one engine's presets, trtllm and trtllm-cpp, the tables know the engine only
         framework = preset.name.partition("-")[0]
         tables = find_tables(gpu, framework, where)
-        found = MeasuredKernels(gpu, tables, quantisation != "dynamic", preset.fp8_attention, preset.expert_tiles)
+        found = MeasuredKernels(gpu, tables, quantisation != "dynamic", fp8_attention, tiles)
         self._backends.append(found)
         return found
 
