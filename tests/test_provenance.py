@@ -66,6 +66,16 @@ def test_prompts_of_an_engine_with_kernels_of_its_own_attend_in_bf16() -> None:
     assert "h100-sxm: decode_attention fp8" in trtllms
 
 
+def test_experts_state_the_error_of_their_tiles() -> None:
+    """An A100's experts were measured with the small tiles of vLLM before 0.17, not by the rule of today."""
+    a100 = load_gpu("a100-sxm-80gb").kernels["moe"]
+    qwen = {"model": "qwen3-30b-a3b", "cluster.topology": "dgx-a100", "deployment.tensor_parallel_size": 1}
+    old, new = (by_number(run(**qwen, **{"engine.version": version})) for version in ("0.14.0", "0.24.0"))
+    assert old["a100-sxm-80gb: moe bf16"]["error"] == a100["bf16_small"].error["mape"]
+    assert old["a100-sxm-80gb: moe bf16"]["extrapolated"] is None
+    assert new["a100-sxm-80gb: moe bf16"]["error"] == SHARED_ERROR["moe"][0]
+
+
 def test_a_gpu_nobody_measured_borrows_and_says_so() -> None:
     result = run(**{"cluster.gpu": "a40"})
     gemm = by_number(result)["a40: gemm bf16"]

@@ -194,7 +194,8 @@ def _collect(operators: StageOperators, fp8_attention: float, add: Any) -> None:
         add(f"prefill_{name}", prompts, **shape)
         add(f"decode_{name}", attention.kv_dtype, **shape)
     for moe in operators.moes:
-        add("moe", moe.dtype, hidden=moe.hidden, experts=moe.experts, top_k=moe.top_k)
+        here = {"local_experts": moe.local_experts, "columns": moe.intermediate}
+        add("moe", moe.dtype, hidden=moe.hidden, experts=moe.experts, top_k=moe.top_k, **here)
     if operators.elementwise:
         add("elementwise", "bf16")
 
@@ -204,8 +205,9 @@ def _kernel(pool: Deployment, gpu: Gpu, kind: str, dtype: str, shapes: Shapes, r
     number, component = f"{gpu.name}: {kind} {dtype}", ("kernel", gpu.name, kind, dtype)
     if pool.preset.ideal:
         return Origin(number, "datasheet", "printed peaks, no fixed cost")
+    priced = _priced_as(pool, gpu, kind, dtype, shapes)
     if pool.calibration is not None and (gpu.name, kind, dtype) in pool.kernel_times:
-        owner, error, _ = _fit(gpu, kind, dtype)
+        owner, error, _ = _fit(gpu, kind, priced)
         beyond = _beyond(kind, owner, dtype, shapes, regime) or None
         return Origin(number, "fitted", pool.calibration.origin, error, beyond, component, _log_std(error))
     for backend in pool.kernel_tables:
@@ -214,13 +216,21 @@ def _kernel(pool: Deployment, gpu: Gpu, kind: str, dtype: str, shapes: Shapes, r
             far = "a shape from its nearest measured relatives" if used.substitute else None
             beyond = "; ".join(text for text in (far, _beyond(kind, gpu.name, dtype, shapes, regime)) if text)
             # leave-one-out errors of the tables' interpolation (docs/kernels.md) are near the fits' own
-            error = _fit(gpu, kind, dtype)[1]
+            error = _fit(gpu, kind, priced)[1]
             return Origin(number, "measured", used.origin, error, beyond or None, component, _log_std(error))
-    owner, error, why = _fit(gpu, kind, dtype)
+    owner, error, why = _fit(gpu, kind, priced)
     beyond = "; ".join(text for text in (why, _beyond(kind, owner, dtype, shapes, regime)) if text)
     if error is None:
         return Origin(number, "assumed", beyond or "no measurement", None, beyond or None, component, _log_std(None))
     return Origin(number, "fitted", f"{owner}, {TABLES}", error, beyond or None, component, _log_std(error))
+
+
+def _priced_as(pool: Deployment, gpu: Gpu, kind: str, dtype: str, shapes: Shapes) -> str:
+    """What the constants are called that price a kernel: experts in bf16 have them by the tiles of their engine."""
+    if (kind, dtype) != ("moe", "bf16"):
+        return dtype
+    experts, columns = (max(shapes[name]) for name in ("local_experts", "columns"))
+    return str(pool.preset.expert_tiles.constants_of(gpu, experts, columns)[0])
 
 
 def _fit(gpu: Gpu, kind: str, dtype: str) -> tuple[str, float | None, str]:
@@ -239,7 +249,7 @@ def _fit(gpu: Gpu, kind: str, dtype: str) -> tuple[str, float | None, str]:
     )  # an engine does not wait for the host of a test bench
     if fit.fitted_on == ALL_MEASURED:
         wide, narrow = SHARED_ERROR.get(kind, (UNMEASURED_ERROR, UNMEASURED_ERROR))
-        error = narrow if own in by_dtype and own != "bf16" else wide
+        error = narrow if own in by_dtype and not own.startswith("bf16") else wide
     elif error is None and fit.error:
         why.append("no measurement of shapes that serving uses")
     elif error is not None and fit.fitted_on != gpu.name:
