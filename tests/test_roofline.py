@@ -520,10 +520,11 @@ def test_no_engine_reads_an_fp8_cache_faster_than_memory(name: str) -> None:
 
 
 def test_tuned_kernels_read_as_fast_as_the_best_that_was_measured():
-    """On an A100 products in bf16 reach 77 % of the HBM bandwidth in vLLM's tables, experts 84 %."""
+    """On an A100 products in bf16 reach 78 % of the HBM bandwidth in vLLM's tables, experts 87 %."""
     a100 = load_gpu("a100-sxm-80gb")
     usual, tuned = Roofline(a100), Roofline(a100, tuned_reads=True)
-    best = max(a100.kernels[kind]["bf16"].constants["memory"] for kind in ("gemm", "decode_attention", "moe"))
+    best = a100.kernels["moe"]["bf16_small"].constants["memory"]
+    assert best > a100.kernels["gemm"]["bf16"].constants["memory"]
     read_s = 8192 * 28672 * 2 / a100.hbm_bytes_per_s
     saved_s = usual.gemm(1.0, 28672, 8192, "bf16").memory_s - tuned.gemm(1.0, 28672, 8192, "bf16").memory_s
     assert float(saved_s) == pytest.approx(read_s / usual.constants("gemm", "bf16")["memory"] - read_s / best, rel=0.02)

@@ -118,8 +118,8 @@ class Roofline:
 
     def _best_memory(self) -> float:
         """Share of the HBM bandwidth at which the best of the kernels reads that mostly read: products, attention, experts; in
-        bf16, in which all of them were measured on every GPU that has tables, experts in one kind of tiles or another."""
-        kinds = (("gemm", "bf16"), ("decode_attention", "bf16"), ("moe", "bf16"), ("moe", SMALL))
+        bf16, in which all of them were measured on nearly every GPU that has tables (experts in small tiles)."""
+        kinds = (("gemm", "bf16"), ("decode_attention", "bf16"), ("moe", SMALL))
         return max(self.constants(*kind)["memory"] for kind in kinds)
 
     def _best_compute(self, dtype: str) -> float:
