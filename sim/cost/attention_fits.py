@@ -133,7 +133,8 @@ def decode_attention(
     software = attention_software(gpu)
     sequences, heads, kv_heads, head_dim = array(sequences), array(heads), array(kv_heads), array(head_dim)
     token_bytes = 2 * kv_heads * head_dim * kv_bytes(kv_dtype) * _wide(c, gpu, head_dim, kv_dtype)
-    memory_s = cold * token_bytes / (c["memory"] * gpu.hbm_bytes_per_s) + 0 * sequences
+    reads = c["memory"] * c.get("reads", software.reads)
+    memory_s = cold * token_bytes / (reads * gpu.hbm_bytes_per_s) + 0 * sequences
     if _transposed(gpu, kv_dtype):
         transpose_s = token_bytes / 2 / (c["transpose"] * cycles_per_s(gpu))
         memory_s = (memory_s**4 + transpose_s**4) ** 0.25

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sim.cost.fits import OLDER_READS
 from sim.hardware.gpu import Gpu
 
 
@@ -38,15 +39,17 @@ class AttentionSoftware(NamedTuple):
     """Heads of a tile of that attention: fewer take as long."""
     latents_in_blocks: bool
     """Absorbed latent attention is Triton's, in thread blocks of few heads and keys; over an fp8 cache too."""
+    reads: float
+    """Share of the rate of the others at which its decoding draws keys from HBM."""
 
 
-FLASH_ATTENTION_2 = AttentionSoftware(2, 3, 2.0, 128.0, 1.0, False, False, False, False, 1.0, True)
+FLASH_ATTENTION_2 = AttentionSoftware(2, 3, 2.0, 128.0, 1.0, False, False, False, False, 1.0, True, OLDER_READS)
 """Its products wait for its softmax; splits keys in grouped decoding only (FlashAttention-2; set_params_splitkv); the tiles of
 its decoding, 80 KB of shared memory for heads of 64 and 128, leave room for a second thread block on an SM."""
-FLASH_ATTENTION_3 = AttentionSoftware(3, 3, 1.0, 128.0, 1.6, True, True, False, False, 64.0, False)
+FLASH_ATTENTION_3 = AttentionSoftware(3, 3, 1.0, 128.0, 1.6, True, True, False, False, 64.0, False, 1.0)
 """Two warp groups take turns, one multiplying, one in its softmax (FlashAttention-3, sections 3.1 and 3.3). Latents in fp8
 are FlashMLA's there, whose tiles hold 64 heads (its BLOCK_SIZE_M)."""
-TRTLLM_GEN = AttentionSoftware(3, 2, 4.0, 256.0, 2.5, True, False, True, True, 1.0, False)
+TRTLLM_GEN = AttentionSoftware(3, 2, 4.0, 256.0, 2.5, True, False, True, True, 1.0, False, 1.0)
 """Two tiles of 128 rows take turns while the tensor cores run on by themselves; the last thread block of a sequence sums the
 splits. Launches and blocks at work are those that its costs a call and a tile show beside the others' (tables of
 aiconfigurator)."""

@@ -22,6 +22,7 @@ MXFP8_BYTES = 1 + 1 / 32  # with one 8-bit exponent a group of 32 (OCP microscal
 TILE = 128.0  # rows and columns of the usual tile of a thread block (CUTLASS, cuBLAS); half the rows for few tokens
 IN_WAVES = range(70, 90)  # compute capabilities whose bf16 kernels run tiles in whole waves
 WAVE_TILES = ((256.0, 128.0), (128.0, 128.0), (128.0, 64.0), (64.0, 64.0))  # rows, columns (cuBLAS on Ampere)
+OLDER_READS = 0.87  # rate of kernels of Ampere's design at HBM (cuBLAS, FlashAttention-2) over later ones' (L40S: 0.88, 0.86)
 EDGE = 40.0  # rows and columns whose loading costs a tile as much as its products (A100 table: 128 x 128 at 0.9 of 256 x 128)
 PARTIAL_BYTES = 8.0  # an fp32 partial sum written and read, where blocks split k
 MMA_ROWS = 16.0  # of the smallest product of tensor cores (PTX ISA, mma.m16n8k16)
@@ -150,6 +151,11 @@ def _in_waves(c: Constants, gpu: Gpu, m: Floats, n: Floats, k: Floats) -> Floats
     return np.asarray(np.maximum(np.minimum(whole, split), flops))
 
 
+def weight_reads(c: Constants, gpu: Gpu) -> float:
+    """Share of the HBM bandwidth at which a matrix product reads its weights."""
+    return c["memory"] * c.get("reads", OLDER_READS if gpu.sm_version in IN_WAVES else 1.0)
+
+
 def gemm(
     c: Constants,
     gpu: Gpu,
@@ -182,8 +188,9 @@ def gemm(
     rows = _rows(m, c.get("whole", 0.0), "tuned" in c)
     flops = _in_waves(c, gpu, m, n, k) if weight == ACTIVATION_BYTES else 2 * rows * n * k
     compute_s = (flops / peak + c["serial"] * one_tile_s) / c["compute"]
-    moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c.get("activation", c["memory"]) * hbm)
-    memory_s = cold * n * k * weight / (c["memory"] * hbm) + moved_s
+    reads = weight_reads(c, gpu)
+    moved_s = (m * k * activation + m * n * ACTIVATION_BYTES) / (c.get("activation", reads) * hbm)
+    memory_s = cold * n * k * weight / (reads * hbm) + moved_s
     memory, compute = smooth_body(compute_s, memory_s, c["overlap"])
     fixed_s = c["launch_s"] + c["depth_s"] * (k / DEPTH_REFERENCE) ** c["depth_power"] + np.zeros_like(compute)
     if quantised:

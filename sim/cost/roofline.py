@@ -20,7 +20,7 @@ from sim.errors import InputError
 from sim.hardware.gpu import Gpu
 
 # the back of an envelope: printed peaks, perfect overlap, no fixed cost
-_PERFECT = ("compute", "memory", "activation", "tuned")
+_PERFECT = ("compute", "memory", "activation", "tuned", "reads")
 _NOTHING = (
     "launch_s",
     "depth_s",
@@ -103,7 +103,7 @@ class Roofline:
         if not self.ideal:
             c = {**c, **self._quantised(own)}
         if self.tuned_reads and not self.ideal and own == dtype:
-            c = {**c, "memory": self._best_memory()}
+            c = {**c, "memory": self._best_memory(), "reads": 1.0}
         return fits.gemm(c, self.gpu, m, n, k, dtype)
 
     def _quantised(self, dtype: str) -> Constants:
@@ -119,8 +119,9 @@ class Roofline:
     def _best_memory(self) -> float:
         """Share of the HBM bandwidth at which the best of the kernels reads that mostly read: products, attention, experts; in
         bf16, in which all of them were measured on nearly every GPU that has tables (experts in small tiles)."""
-        kinds = (("gemm", "bf16"), ("decode_attention", "bf16"), ("moe", SMALL))
-        return max(self.constants(*kind)["memory"] for kind in kinds)
+        product, attention = self.constants("gemm", "bf16"), self.constants("decode_attention", "bf16")
+        keys = attention["memory"] * attention_software(self.gpu).reads
+        return max(fits.weight_reads(product, self.gpu), keys, self.constants("moe", SMALL)["memory"])
 
     def _best_compute(self, dtype: str) -> float:
         """Share of the tensor peak that the best measured GEMM of this arithmetic reaches."""
@@ -153,7 +154,7 @@ class Roofline:
         """One query token for each of `sequences`."""
         c = self.constants("decode_attention", _KV_KEYS.get(kv_dtype, kv_dtype))
         if self.tuned_reads and not self.ideal:
-            c = {**c, "memory": self._best_memory(), "tuned": 1.0}
+            c = {**c, "memory": self._best_memory(), "reads": 1.0, "tuned": 1.0}
         time = attention_fits.decode_attention(c, self.gpu, sequences, heads, kv_heads, head_dim, kv_dtype)
         return attention_fits.own_fp8(
             time, self.fp8_attention, self.least_slope_s(kv_heads, head_dim, kv_dtype), kv_dtype
