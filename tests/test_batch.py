@@ -88,7 +88,7 @@ def test_a_good_run_is_done_and_its_row_travels() -> None:
         ("leaky", "failed", 4, "Little's law"),
         ("broken", "failed", 4, "self-check broken: tokens conserved"),
         ("full", "oom", 3, ""),
-        ("slow", "timed_out", 0, "gave up after 0.05 s of wall time (--timeout)"),
+        ("slow", "timed_out", 124, "gave up after 0.05 s of wall time (--timeout)"),
     ],
 )
 def test_what_goes_wrong_is_a_status_with_a_reason(name: str, status: str, exit_code: int, reason: str) -> None:

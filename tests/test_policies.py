@@ -188,6 +188,8 @@ def test_a_policy_that_is_not_there_is_named() -> None:
         find_policy("json:Policy")
     with pytest.raises(InputError, match="is no class or function"):
         find_policy("json:__name__")
+    with pytest.raises(InputError, match="cannot be called with three arguments"):
+        find_policy("json:dumps")
 
 
 def test_options_that_a_policy_cannot_honour_are_refused() -> None:

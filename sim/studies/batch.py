@@ -20,6 +20,8 @@ from sim.studies.attachments import Attachments, unpacked
 from sim.studies.deadline import OutOfTime, deadline
 from sim.studies.executor import Workers, open_workers
 
+GAVE_UP = 124
+"""Exit code of a scenario that `--timeout` ended before it had a result, as of timeout(1)."""
 EXIT_CODES = {"done": 0, "timed_out": 0, "asserted": 1, "infeasible": 3, "oom": 3, "stuck": 4, "failed": 4}
 _STATUS_OF: dict[type[TwoWallsError], str] = {
     AssertionFailed: "asserted",
@@ -92,7 +94,7 @@ def run_one(job: Job, progress: Callable[[float, int], None] | None = None) -> R
             return _run(job, progress)
     except OutOfTime:
         reason = f"gave up after {job.timeout_s:g} s of wall time (--timeout)"
-        return Row(job.name, "timed_out", EXIT_CODES["timed_out"], reason, None, "", final=False)
+        return Row(job.name, "timed_out", GAVE_UP, reason, None, "", final=False)
     except TwoWallsError as error:
         return failed(job.name, error)
     except OSError as error:
@@ -237,8 +239,8 @@ def _collect(window: dict[Future[Row], tuple[int, Job]], workers: Workers) -> It
 
 
 def batch_exit_code(exit_codes: Iterable[int]) -> int:
-    """0 unless a scenario ended with 1, 2 or 4, then the largest: what does not fit is a result like any other."""
-    return max((code for code in exit_codes if code != 3), default=0)
+    """0 unless a scenario ended with 1, 2 or 4, then the largest: what did not fit or was given up is a result too."""
+    return max((code for code in exit_codes if code not in (3, GAVE_UP)), default=0)
 
 
 _COLUMNS = {

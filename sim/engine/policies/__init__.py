@@ -13,6 +13,7 @@ of the queue takes five lines:
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,11 @@ def find_policy(name: str, where: str = "engine.scheduler") -> Policy:
         raise InputError(
             where, f"got '{name}', which is no class or function", "it is called with (limits, pool, windows)"
         )
+    try:
+        inspect.signature(found).bind(None, None, ())
+    except (TypeError, ValueError) as error:
+        reason = f"got '{name}', which cannot be called with three arguments ({error})"
+        raise InputError(where, reason, "they are limits, pool and windows, as of VllmScheduler") from error
     return found
 
 
