@@ -338,6 +338,18 @@ def test_experts_take_balanced_rows_and_skewed_ones_only_where_there_are_no_othe
         assert any("power_law" in note for note in measured.notes) == (folder == "skewed")
 
 
+def test_sglangs_rows_of_several_ranks_count_only_where_there_are_no_others(tmp_path: Path) -> None:
+    alone = [row | {"framework": "SGLang", "version": "0.5.14"} for row in moe_rows("balanced", 1.2, 8)]
+    ranks = [row | {"moe_ep_size": 2, "latency": 3 * float(str(row["latency"]))} for row in alone]
+    write(tmp_path / "both" / "moe" / "moe_perf.parquet", [*alone, *ranks])
+    write(tmp_path / "ranks" / "moe" / "moe_perf.parquet", ranks)
+    for folder, shapes in (("both", 1), ("ranks", 0)):
+        measured = backend(tmp_path / folder)
+        measured.moe(4096, 4096, 1024, 8, 8, 2, "bf16")
+        assert len(measured.usage["moe", "bf16"].shapes) == shapes
+        assert any("contradict each other" in note for note in measured.notes) == (folder == "ranks")
+
+
 def test_experts_between_two_measured_shapes_deviate_like_their_mean(tmp_path: Path) -> None:
     rows = [*moe_rows("power_law_1.01", 1.1, 8), *moe_rows("power_law_1.01", 1.3, 32)]
     write(tmp_path / "moe" / "moe_perf.parquet", rows)

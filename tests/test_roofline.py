@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sim.cost import attention_fits, fits
 from sim.cost.attention_software import attention_software, softmax_s
+from sim.cost.expert_tiles import SGLANG_TILES, VLLM_SMALL_TILES, VLLM_TILES, ExpertTiles
 from sim.cost.formats import KV_BYTES, WEIGHT_BYTES, Quantisation, quantised
 from sim.cost.kernels import Floats, KernelTime
 from sim.cost.mla_module import MEASURED_FUSED, beside_s
@@ -115,10 +116,15 @@ def test_decode_attention_rises_with_sequences_and_contexts(
 
 
 @LAWS
-@given(gpu=GPUS, dtype=DTYPES, expert_parallel=st.sampled_from([1, 4, 32]))
-def test_experts_rise_with_tokens(gpu: str, dtype: str, expert_parallel: int) -> None:
-    tokens = np.arange(1.0, 4097.0)
-    times = Roofline(load_gpu(gpu)).moe(tokens, 7168, 2048, 256, 256 // expert_parallel, 8, dtype).total_s
+@given(
+    gpu=GPUS,
+    dtype=DTYPES,
+    tiles=st.sampled_from([VLLM_TILES, VLLM_SMALL_TILES, SGLANG_TILES]),
+    expert_parallel=st.sampled_from([1, 4, 32]),
+)
+def test_experts_rise_with_tokens(gpu: str, dtype: str, tiles: ExpertTiles, expert_parallel: int) -> None:
+    tokens, local = np.arange(1.0, 4097.0), 256 // expert_parallel
+    times = Roofline(load_gpu(gpu), tiles=tiles).moe(tokens, 7168, 2048, 256, local, 8, dtype).total_s
     assert rises(times)
 
 

@@ -22,9 +22,7 @@ MXFP8_BYTES = 1 + 1 / 32  # with one 8-bit exponent a group of 32 (OCP microscal
 TILE = 128.0  # rows and columns of the usual tile of a thread block (CUTLASS, cuBLAS); half the rows for few tokens
 IN_WAVES = range(70, 90)  # compute capabilities whose bf16 kernels run tiles in whole waves
 WAVE_TILES = ((256.0, 128.0), (128.0, 128.0), (128.0, 64.0), (64.0, 64.0))  # rows, columns (cuBLAS on Ampere)
-OLDER_READS = (
-    0.87  # rate of kernels of Ampere's design at HBM (cuBLAS, FlashAttention-2) over later ones' (L40S: 0.88, 0.86)
-)
+OLDER_READS = 0.87  # rate of cuBLAS's and FlashAttention-2's kernels for Ampere at HBM, over later ones' (L40S)
 EDGE = 40.0  # rows and columns whose loading costs a tile as much as its products (A100 table: 128 x 128 at 0.9 of 256 x 128)
 PARTIAL_BYTES = 8.0  # an fp32 partial sum written and read, where blocks split k
 MMA_ROWS = 16.0  # of the smallest product of tensor cores (PTX ISA, mma.m16n8k16)

@@ -161,7 +161,11 @@ class MeasuredKernels:
             last = not balanced
             table = self._table("moe", dtype, "moe", "moe_perf.parquet", rows, corrections.MOE_SHAPE, note=last)
             if table is not None:
-                table = table.only(corrections.sound_ranks(table.engine, table["moe_ep_size"]))
+                sound = corrections.sound_ranks(table.engine, table["moe_ep_size"])
+                if sound.any():
+                    table = table.only(sound)
+                else:
+                    self._notes[f"moe {dtype}: only rows on several ranks, which contradict each other"] = None
                 if last:
                     self._notes[f"moe {dtype}: no rows with balanced routing; those of power_law_1.01 on one GPU"] = (
                         None
