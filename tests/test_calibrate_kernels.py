@@ -183,6 +183,7 @@ GOALS = {
     ("moe", "bf16"): 0.12,
     ("moe", "bf16_small"): 0.1,
     ("moe", "bf16_tuned"): 0.06,
+    ("moe", "fp8_block_triton"): 0.06,
     ("moe", "fp8"): 0.1,
     ("moe", "fp8_block"): 0.12,
     ("moe", "int4_wo"): 0.14,

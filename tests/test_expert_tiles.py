@@ -54,6 +54,18 @@ def test_engines_have_the_tiles_of_their_release() -> None:
     assert tiles_of("sglang", "0.5.10") is SGLANG_TILES
 
 
+def test_sglang_computes_block_scaled_experts_in_triton() -> None:
+    """128 experts of 4,096 x 1,536 and 4,096 tokens on an H100 took SGLang 0.5.14 2.21 ms, and vLLM 0.24 2.46. On the
+    Blackwells of the data centre both run TensorRT-LLM's kernels."""
+    sglang, vllm = (
+        float(Roofline(H100, tiles=tiles).moe(4096.0, 4096, 1536, 128, 128, 8, "fp8_block").total_s)
+        for tiles in (SGLANG_TILES, VLLM_TILES)
+    )
+    assert sglang < 0.92 * vllm
+    b200 = Roofline(B200, tiles=SGLANG_TILES)
+    assert b200.expert_constants("fp8_block", 128, 1536) == b200.constants("moe", "fp8_block")
+
+
 def test_an_engine_that_tries_its_kernels_has_tuned_ones_for_every_shape() -> None:
     assert flops_per_s(A100, 14336, VLLM_TILES, tuned_reads=True) > 1.5 * flops_per_s(A100, 14336, VLLM_SMALL_TILES)
 

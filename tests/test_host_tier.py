@@ -210,7 +210,7 @@ def test_it_is_the_same_at_every_granularity(granularity: str, engine: dict[str,
         ({"engine.on_kv_full": "swap"}, "kv_offloading_size with on_kv_full swap"),
         ({"deployment.pipeline_parallel_size": 2}, "with pipeline stages or replicas in lock-step"),
         ({"engine.kv_offloading_size": 16}, "kv_offloading_size"),
-        ({"engine.scheduler": "operator:add"}, "use one that extends VllmScheduler"),
+        ({"engine.scheduler": "textwrap:indent"}, "use one that extends VllmScheduler"),
     ],
 )
 def test_what_cannot_be_offloaded_is_refused(changes: dict[str, Any], told: str) -> None:

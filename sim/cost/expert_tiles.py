@@ -4,7 +4,8 @@ An engine brings tiles that were tuned on a GPU for experts of some shapes (one 
 device); all others take tiles by rule. The rule of vLLM before 0.17, and of SGLang, gives more tokens than experts small tiles:
 64 rows, 64 columns, 32 deep, whose weights come 64 bytes of a row at a time (get_default_config of vLLM 0.14.0 and 0.16.0,
 of SGLang 0.5.6 and 0.5.14). Since 0.17 vLLM's takes up to 128 x 128 of 64 deep. Of what an H100's HBM and tensor cores could
-do, small ones reach 0.6 and 0.2, later ones 0.9 and 0.5.
+do, small ones reach 0.6 and 0.2, later ones 0.9 and 0.5. Block-scaled experts have tiles of their scales' size; SGLang computes
+them in Triton where vLLM takes other libraries too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ TUNED = "bf16_tuned"
 """What the constants of experts with tuned tiles are called beside those of `bf16`, whose tiles are by vLLM's newest rule."""
 SMALL = "bf16_small"
 """And those of small tiles."""
+TRITON_BLOCKS = "fp8_block_triton"
+"""The same of block-scaled experts in Triton, where they are computed by other libraries in vLLM."""
 SMALL_BEFORE = (0, 17)
 """vLLM's rule gives small tiles before this version."""
 OTHER_LIBRARY = range(100, 120)
@@ -91,10 +94,18 @@ class ExpertTiles:
     """Shapes that it brings tuned tiles for, by GPU."""
     small: bool
     """Its rule for the others gives small ones."""
+    triton_blocks: bool = False
+    """It computes block-scaled experts in Triton, too."""
+
+    def priced_as(self, gpu: Gpu, dtype: str, experts: float, columns: float) -> str:
+        """What the constants are called of `experts` in `dtype` on a rank with `columns` there."""
+        if dtype == "bf16":
+            return str(self.constants_of(gpu, experts, columns)[0])
+        blocks = self.triton_blocks and dtype == "fp8_block" and gpu.sm_version not in OTHER_LIBRARY
+        return TRITON_BLOCKS if blocks else dtype
 
     def constants_of(self, gpu: Gpu, experts: Floats | float, columns: Floats | float) -> NDArray[np.str_]:
-        """What the constants are called of `experts` on a rank with `columns` there, element by element: `TUNED`, `SMALL` or
-        "bf16"."""
+        """The same for experts in bf16, element by element: `TUNED`, `SMALL` or "bf16"."""
         by_rule = SMALL if self.small and gpu.sm_version not in OTHER_LIBRARY else "bf16"
         shapes = self.tuned.get(gpu.name, frozenset())
         pairs = zip(np.atleast_1d(experts), np.atleast_1d(columns), strict=True)
@@ -103,7 +114,7 @@ class ExpertTiles:
 
 VLLM_TILES = ExpertTiles(_VLLM_SHAPES, small=False)
 VLLM_SMALL_TILES = ExpertTiles(_VLLM_SHAPES, small=True)
-SGLANG_TILES = ExpertTiles(_SGLANG_SHAPES, small=True)
+SGLANG_TILES = ExpertTiles(_SGLANG_SHAPES, small=True, triton_blocks=True)
 
 
 def tiles_of(engine: str, version: str) -> ExpertTiles:

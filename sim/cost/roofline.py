@@ -17,7 +17,7 @@ from sim.cost.fits import Constants
 from sim.cost.formats import STATIC_SCALES, Quantisation, kv_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats, KernelTime
 from sim.errors import InputError
-from sim.hardware.gpu import Gpu
+from sim.hardware.gpu import ALL_MEASURED, Gpu
 
 # the back of an envelope: printed peaks, perfect overlap, no fixed cost
 _PERFECT = ("compute", "memory", "activation", "tuned", "reads")
@@ -118,10 +118,14 @@ class Roofline:
 
     def _best_memory(self) -> float:
         """Share of the HBM bandwidth at which the best of the kernels reads that mostly read: products, attention, experts; in
-        bf16, in which all of them were measured on nearly every GPU that has tables (experts in small tiles)."""
+        bf16, in which all of them were measured on every GPU that has tables, experts in one kind of tiles or in several."""
         product, attention = self.constants("gemm", "bf16"), self.constants("decode_attention", "bf16")
         keys = attention["memory"] * attention_software(self.gpu).reads
-        return max(fits.weight_reads(product, self.gpu), keys, self.constants("moe", SMALL)["memory"])
+        experts = [fit for tiles in ("bf16", SMALL) if (fit := self.gpu.kernels["moe"].get(tiles))]
+        own = [fit.constants["memory"] for fit in experts if fit.fitted_on != ALL_MEASURED]
+        # of small tiles more generations were measured
+        passed = max(own, default=self.constants("moe", SMALL)["memory"])
+        return max(fits.weight_reads(product, self.gpu), keys, passed)
 
     def _best_compute(self, dtype: str) -> float:
         """Share of the tensor peak that the best measured GEMM of this arithmetic reaches."""
@@ -208,11 +212,9 @@ class Roofline:
     def expert_constants(self, dtype: str, experts: int, columns: int) -> Constants:
         """Those of `experts` on a rank with `columns` there. An engine that tries its kernels has tuned tiles for all of them on
         a GPU for which some are known."""
-        if dtype != "bf16":
-            return self.constants("moe", dtype)
-        if self.tuned_reads and self.gpu.name in self.tiles.tuned:
+        if dtype == "bf16" and self.tuned_reads and self.gpu.name in self.tiles.tuned:
             return self.constants("moe", TUNED)
-        return self.constants("moe", str(self.tiles.constants_of(self.gpu, experts, columns)[0]))
+        return self.constants("moe", self.tiles.priced_as(self.gpu, dtype, experts, columns))
 
     def _stands_in(self, c: Constants) -> bool:
         """Whether constants of fp8 experts are those of block-scaled kernels, as on Hopper. Without partial sums to scale,

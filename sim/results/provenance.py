@@ -226,11 +226,11 @@ def _kernel(pool: Deployment, gpu: Gpu, kind: str, dtype: str, shapes: Shapes, r
 
 
 def _priced_as(pool: Deployment, gpu: Gpu, kind: str, dtype: str, shapes: Shapes) -> str:
-    """What the constants are called that price a kernel: experts in bf16 have them by the tiles of their engine."""
-    if (kind, dtype) != ("moe", "bf16"):
+    """What the constants are called that price a kernel: experts have them by the tiles of their engine."""
+    if kind != "moe":
         return dtype
     experts, columns = (max(shapes[name]) for name in ("local_experts", "columns"))
-    return str(pool.preset.expert_tiles.constants_of(gpu, experts, columns)[0])
+    return pool.preset.expert_tiles.priced_as(gpu, dtype, experts, columns)
 
 
 def _fit(gpu: Gpu, kind: str, dtype: str) -> tuple[str, float | None, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost.expert_tiles import SMALL, TUNED, tiles_of
+from sim.cost.expert_tiles import OTHER_LIBRARY, SMALL, TRITON_BLOCKS, TUNED, tiles_of
 from sim.cost.fits import array
 from sim.cost.formats import weight_bytes
 from sim.cost.kernels import Floats
@@ -37,6 +37,11 @@ MODEL = ("hidden_size", "inter_size", "num_experts", "topk")
 
 def expert_rows(kind: KernelKind, tables: Path, gpu: Gpu) -> Table | None:
     """The rows that the constants of `kind` are fitted to; None where there are none."""
+    if kind.dtype == TRITON_BLOCKS:
+        table = _read(kind, tables, "fp8_block", "sglang")
+        if table is None or gpu.sm_version in OTHER_LIBRARY:
+            return None
+        return _kept(table, _plausible(kind, table, gpu) & sound_ranks("sglang", table["moe_ep_size"]))
     table = _read(kind, tables, "mxfp4_mxfp8") if kind.dtype == "mxfp4" else None
     if table is None:
         table = _read(kind, tables, _weights(kind))
@@ -58,7 +63,7 @@ def _kept(table: Table, rows: NDArray[np.bool_]) -> Table | None:
 
 def _weights(kind: KernelKind) -> str:
     """The format of the experts' weights."""
-    return "bf16" if kind.dtype in (SMALL, TUNED) else kind.dtype
+    return {SMALL: "bf16", TUNED: "bf16", TRITON_BLOCKS: "fp8_block"}.get(kind.dtype, kind.dtype)
 
 
 def _with_tiles(kind: KernelKind, table: Table, gpu: Gpu) -> NDArray[np.bool_]:

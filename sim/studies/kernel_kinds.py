@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import attention_fits, fits
-from sim.cost.expert_tiles import SMALL, TUNED
+from sim.cost.expert_tiles import SMALL, TRITON_BLOCKS, TUNED
 from sim.cost.fits import Constants
 from sim.cost.formats import kv_bytes, weight_bytes
 from sim.cost.kernels import DecodeAttentionTime, Floats
@@ -231,6 +231,10 @@ _MOE = _WARM | {
 }  # fmt: skip
 # on one rank alone, with Triton's kernel: it makes all passes, and where ranks pick out their own it takes 4 to 9 us
 _MOE_SMALL = {name: value for name, value in _MOE.items() if name != "passes"} | {"narrow": 0.6, "map_s": 6 * _US}
+_LIKE_SMALL = ("memory", *_WARM)
+_MOE_BLOCKS = {name: value for name, value in _MOE_SMALL.items() if name not in (*_LIKE_SMALL, "narrow")} | {
+    "stream": 10.0
+}
 _MLA_HOST = {"host_s": 300 * _US}
 _MLA_MODULE: Mapping[str, str] = {"gemm_type": "bfloat16", "mla_dtype": "bfloat16", "model": MODEL}
 _TABLE_NAMES = {"bf16": "bfloat16"}
@@ -334,6 +338,12 @@ def _moes() -> list[KernelKind]:
         if dtype == "bf16":
             for tiles, start in ((SMALL, _MOE_SMALL), (TUNED, _MOE)):
                 kinds.append(KernelKind("moe", tiles, file, where, shape, start, _moe(dtype), _common_software))
+        if dtype == "fp8_block":
+            held = dict.fromkeys(_LIKE_SMALL, SMALL)
+            predict = _moe(dtype)
+            kinds.append(
+                KernelKind("moe", TRITON_BLOCKS, file, where, shape, _MOE_BLOCKS, predict, _common_software, held=held)
+            )
     return kinds
 
 

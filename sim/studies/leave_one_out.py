@@ -27,6 +27,8 @@ from sim.studies.calibrate_kernels import (
 from sim.studies.joint_fit import in_cycles, in_seconds
 from sim.studies.kernel_kinds import HOST, KERNEL_KINDS, KernelKind
 
+TILES = ("_small", "_tuned", "_triton")
+"""What the names of constants end in that price one format of experts in other tiles (`sim/cost/expert_tiles.py`)."""
 BENCH = (*HOST, "warm_l2", "warm_time")
 """Constants of a test bench, which no relative can foretell and no engine pays."""
 
@@ -101,14 +103,21 @@ def leave_one_out(folder: str | Path, kinds: Sequence[KernelKind] = KERNEL_KINDS
             rest = [other for other in group if other.gpu != one.gpu]
             foreign = [[other for other in group if other.gpu != one.gpu] for group in others]
             relatives = rest or max(foreign, key=lambda other: generations(other, fitted), default=[])
+            same_software = any(_measured_in(other) == _measured_in(one) for other in rest)
             if relatives and one.kind.headline(one.table).any():
-                rows.append(_left_out(one, relatives, fitted, shared, same_software=bool(rest)))
+                rows.append(_left_out(one, relatives, fitted, shared, same_software))
     return rows
 
 
 def _computes(group: Sequence[Measured]) -> tuple[str, str]:
     """Kind of kernel and format of a group; tiles of experts are other software for one format."""
-    return group[0].kind.kind, group[0].kind.dtype.removesuffix("_small").removesuffix("_tuned")
+    dtype = group[0].kind.dtype
+    return group[0].kind.kind, next((dtype.removesuffix(tiles) for tiles in TILES if dtype.endswith(tiles)), dtype)
+
+
+def _measured_in(one: Measured) -> str:
+    """The format of the experts of its rows; Hopper's in fp8 are those of block-scaled kernels (`expert_rows`)."""
+    return str(one.table["moe_dtype"][0]) if "moe_dtype" in one.table else ""
 
 
 def _left_out(
