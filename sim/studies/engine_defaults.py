@@ -31,7 +31,7 @@ class VllmLimits:
     sequences: int
     server_tokens: int
     """As an API server."""
-    library_tokens: int
+    in_process_tokens: int
     """As the class LLM, which offline benchmarks use."""
     prompts_first: bool = False
     """Prompts go before decodes, whole."""

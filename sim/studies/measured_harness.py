@@ -165,7 +165,7 @@ def _vllm_defaults(found: Harness, row: MeasuredRow, server: Engine, in_process:
     limits = vllm_limits(server.numbers, load_gpu(row.gpu), longest, model.has_windows)
     found.engine["gpu_memory_utilization"] = vllm_memory_share(server.numbers)
     found.engine["max_num_seqs"] = limits.sequences
-    found.engine["max_num_batched_tokens"] = limits.library_tokens if in_process else limits.server_tokens
+    found.engine["max_num_batched_tokens"] = limits.in_process_tokens if in_process else limits.server_tokens
     if limits.prompts_first:
         found.engine["scheduler"] = "prefill_first"
         found.notes.append("vLLM before its V1 engine: prompts first, and whole")
