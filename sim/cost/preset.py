@@ -76,7 +76,7 @@ class EnginePreset:
     latent_splits: float | None = None
     """Thread blocks to which Triton's latent attention gives the keys of a sequence (with 16 heads); None: one for 512 keys."""
     expert_tiles: ExpertTiles = VLLM_TILES
-    """Of experts in bf16."""
+    """Of experts in bf16, and whether block-scaled ones are Triton's."""
     sliding_windows: bool = True
     """A model's sliding windows limit what its queries see and what is kept for them."""
     tuned_reads: bool = False

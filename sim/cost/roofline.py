@@ -64,7 +64,7 @@ class Roofline:
         tuned_reads: decode attention, and matrix products whose weights need no unpacking, read as fast as the best kernel that
             was measured on this GPU, and keys are split over thread blocks whether heads share them or not.
         latent_splits: of a sequence in Triton's latent attention (`EnginePreset.latent_splits`).
-        tiles: of experts in bf16.
+        tiles: of experts (`EnginePreset.expert_tiles`).
     """
 
     def __init__(
